@@ -1,0 +1,243 @@
+"""The command line: argv → command, recipe, flags and overrides; help and errors. Standard library only."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from distillkit import __version__
+from distillkit.errors import UserError, did_you_mean
+
+COMMANDS = {
+    "run": "the whole recipe: its stages in order, finished ones skipped, one report at the end",
+    "train": "train a student: with a teacher (distillation) or without one (fine-tuning)",
+    "eval": "compare models in one table: quality, agreement, size, speed",
+    "generate-pseudo": "let the teacher label or write data that train can read",
+    "compress": "apply a chain of steps to a model and measure before and after each",
+}
+TOOLS = {
+    "recipes": "list the recipes with their purpose",
+    "completion": "print a completion script for bash, zsh or fish",
+}
+VALUED = ("-c", "--cfg", "-p", "--package", "-cp", "--config-path", "-cn", "--config-name", "-cd", "--config-dir")
+INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+FLAGS = ("--cfg", "--config-dir", "--config-name", "--help", "--hydra-help", "--info", "--multirun", "--package")
+FLAGS += ("--resolve", "--traceback", "--version")
+TRACEBACK = "DISTILLKIT_TRACEBACK"  # in the environment, so that worker processes see it
+
+USAGE = f"""\
+usage: distillkit COMMAND [RECIPE] [key=value ...] [flags]
+
+Distil a teacher into a student, compress it, and see everything in one table.
+
+commands:
+{{commands}}
+
+RECIPE is a name that `distillkit recipes` lists, or the path of a YAML file.
+`distillkit COMMAND --help` shows the keys that matter; start with `distillkit run quickstart`.
+
+distillkit {__version__}
+"""
+
+COMMAND_USAGE = """\
+usage: distillkit {command} [RECIPE] [key=value ...] [flags]
+
+{purpose}
+
+keys (any key of the config can be set; completion knows them all):
+{keys}
+  output_dir=PATH                where everything is written (outputs/NAME)
+  overwrite=true                 throw away what another config left there
+
+groups (GROUP=OPTION swaps a whole part; GROUP=custom starts empty):
+  task dataset teacher student loss train generate evaluate compress launch tracker
+
+flags:
+  --cfg job [--resolve]          show the config instead of running
+  -m, --multirun                 sweep: train.learning_rate=1e-4,5e-5
+  --config-dir PATH              a folder with config groups and recipes of your own
+  --info [searchpath|defaults]   where the config comes from
+  --traceback                    the whole traceback of an error
+  --hydra-help                   Hydra's own help; `distillkit {command} RECIPE --help` shows the composed config
+"""
+
+TRAIN_KEYS = """\
+  train.max_steps=N              optimiser steps; or train.epochs=N
+  train.batch_size=N             rows of one step over all processes; train.micro_batch_size=N per forward pass
+  train.learning_rate=X          and train.schedule=linear|cosine|constant, train.warmup=X
+  train.precision=no|bf16|fp16   arithmetic of forward and backward
+  train.seed=N                   everything random follows from it
+  launch.num_processes=N         processes (one a GPU)
+  resume=auto|never|PATH         continue from a checkpoint"""
+KEYS = {
+    "train": TRAIN_KEYS,
+    "run": "  stages.NAME.set.KEY=VALUE      change one stage; the keys of the other commands change all\n" + TRAIN_KEYS,
+    "eval": """\
+  +evaluate.models.NAME=PATH     one more model of the table; the first is the teacher
+  evaluate.split=NAME            validation, test, …
+  evaluate.limit=N               rows; evaluate.batch_size=N
+  evaluate.speed=true|false      measure latency and throughput""",
+    "generate-pseudo": """\
+  generate=OPTION                what is written: soft_labels, …
+  dataset=OPTION                 the rows that the teacher sees
+  teacher.path=PATH              folder or hub id""",
+    "compress": """\
+  compress=OPTION                the chain of steps
+  compress.model=PATH            folder or hub id to start from
+  compress.steps.NAME.KEY=VALUE  one argument of one step""",
+}
+
+
+@dataclass
+class Arguments:
+    """What stands behind COMMAND, sorted; order is kept within each kind."""
+
+    positional: list[str] = field(default_factory=list)
+    overrides: list[str] = field(default_factory=list)
+    flags: list[str] = field(default_factory=list)
+
+    def value(self, *names: str) -> str | None:
+        """Return the value of a flag, given its names."""
+        for position, flag in enumerate(self.flags):
+            name, equals, value = flag.partition("=")
+            if name in names:
+                return value if equals else "".join(self.flags[position + 1 : position + 2])
+        return None
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command line.
+
+    Returns:
+        The exit code: 0, 2 for bad input, 1 for a bug, 130 for Ctrl-C.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    os.environ.pop(TRACEBACK, None)
+    if "--traceback" in argv:
+        os.environ[TRACEBACK] = "1"
+        argv = [token for token in argv if token != "--traceback"]
+    try:
+        return dispatch(argv)
+    except (Exception, KeyboardInterrupt) as error:
+        return report(error)
+
+
+def report(error: BaseException) -> int:
+    """Print an error as users shall see it and return the exit code.
+
+    Every process but the first of several stays silent about bad input, which the first reports.
+    """
+    bad_input = isinstance(error, UserError)
+    if os.environ.get(TRACEBACK) or not (bad_input or isinstance(error, KeyboardInterrupt)):
+        traceback.print_exception(error)
+    if isinstance(error, KeyboardInterrupt):
+        print("distillkit: interrupted", file=sys.stderr)
+        return 130
+    if bad_input and os.environ.get("RANK", "0") == "0":
+        print(f"distillkit: error: {error}", file=sys.stderr)
+    return 2 if bad_input else 1
+
+
+def dispatch(argv: list[str]) -> int:
+    """Find out what is asked for and do it."""
+    command, rest = (argv[0], argv[1:]) if argv else ("--help", [])
+    if command in ("--help", "-h", "help"):
+        listed = {**COMMANDS, **TOOLS}.items()
+        print(USAGE.format(commands="\n".join(f"  {name:<16} {purpose}" for name, purpose in listed)), end="")
+        return 0
+    if command == "--version" or "--version" in rest:
+        print(f"distillkit {__version__}")
+        return 0
+    if command == "recipes":
+        return list_recipes()
+    if command in ("completion", "complete"):
+        from distillkit import completion
+
+        return completion.main(command, rest)
+    if command not in COMMANDS:
+        raise UserError(f"unknown command '{command}'", fix=_which_command(command))
+    return start(command, sort(rest))
+
+
+def start(command: str, arguments: Arguments) -> int:
+    """Show the help of a command, or hand over to Hydra."""
+    wants_help = {"--help", "-h"} & set(arguments.flags)
+    if wants_help and not arguments.positional and not arguments.overrides:
+        print(COMMAND_USAGE.format(command=command, purpose=COMMANDS[command], keys=KEYS[command]), end="")
+        return 0
+    name, folder = find_recipe(arguments)
+    from distillkit import app
+
+    return app.main(command, name, [folder] if folder else [], arguments.flags + arguments.overrides)
+
+
+def sort(tokens: list[str]) -> Arguments:
+    """Sort tokens into positional ones, overrides and flags (with their values), so that flags may stand anywhere."""
+    arguments = Arguments()
+    waiting = list(tokens)
+    while waiting:
+        token = waiting.pop(0)
+        if token.startswith("-"):
+            arguments.flags.append(token)
+            takes_value = token in VALUED or (token in ("--info", "-i") and waiting and waiting[0] in INFO)
+            if takes_value and waiting:
+                arguments.flags.append(waiting.pop(0))
+        elif token.startswith(("+", "~")) or ("=" in token and not Path(token).is_file()):
+            arguments.overrides.append(token)
+        else:
+            arguments.positional.append(token)
+    return arguments
+
+
+def find_recipe(arguments: Arguments) -> tuple[str, Path | None]:
+    """Return the config name of the recipe and, for a path, the folder that it lies in."""
+    if not arguments.positional:
+        return "config", None
+    recipe, *others = arguments.positional
+    if others:
+        raise UserError(f"unexpected argument '{others[0]}'", fix=f"write KEY=VALUE; the recipe is '{recipe}' already")
+    if arguments.value("--config-name", "-cn"):
+        raise UserError(f"both a recipe ('{recipe}') and --config-name", fix="give one of them")
+    if os.sep in recipe or recipe.endswith((".yaml", ".yml")):
+        return _recipe_file(Path(recipe))
+    own = arguments.value("--config-dir", "-cd")
+    if recipe in recipe_files() or (own and (Path(own) / f"{recipe}.yaml").is_file()):
+        return recipe, None
+    raise UserError(f"unknown recipe '{recipe}'", fix=did_you_mean(recipe, list(recipe_files())))
+
+
+def _recipe_file(path: Path) -> tuple[str, Path]:
+    if not path.is_file():
+        raise UserError("no such recipe file", where=str(path))
+    if path.suffix != ".yaml" or path.stem == "config":
+        raise UserError("a recipe is a file NAME.yaml, and NAME is not 'config'", where=str(path), fix="rename it")
+    return path.stem, path.resolve().parent
+
+
+def data_folder(name: str) -> Path:
+    """Return the folder `configs` or `recipes`: beside the installed package, else in the checkout."""
+    package = Path(__file__).resolve().parent
+    installed = package / "_data" / name
+    return installed if installed.is_dir() else package.parent / name
+
+
+def recipe_files() -> dict[str, Path]:
+    """Return the recipes that come with distillkit, by name."""
+    return {path.stem: path for path in sorted(data_folder("recipes").glob("*.yaml"))}
+
+
+def list_recipes() -> int:
+    """Print each recipe with its purpose and its command: the first two lines of its header."""
+    for name, path in recipe_files().items():
+        header = [line.lstrip("# ").rstrip() for line in path.read_text(encoding="utf-8").splitlines()[:2]]
+        print(f"{name:<16} {header[0]}\n{'':<16} {header[1]}")
+    return 0
+
+
+def _which_command(wrong: str) -> str | None:
+    if wrong in recipe_files() or wrong.endswith(".yaml"):
+        return f"did you mean 'distillkit run {wrong}'?"
+    return did_you_mean(wrong, [*COMMANDS, *TOOLS])

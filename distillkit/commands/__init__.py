@@ -1,0 +1,1 @@
+"""The verbs of the command line: config → objects → run. The only place where parts meet."""

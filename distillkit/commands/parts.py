@@ -1,0 +1,97 @@
+"""What the commands share: building the parts of a config, the accelerator, loading rows and models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+import transformers
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from accelerate.utils import ProjectConfiguration, set_seed
+
+from distillkit.build import build
+from distillkit.data.encode import check_columns, label_names
+from distillkit.data.rows import Rows, Source
+from distillkit.errors import UserError
+from distillkit.losses.objective import Objective
+from distillkit.models.live import LiveModel
+from distillkit.models.load import load_live
+from distillkit.models.onnx import OnnxModel, is_onnx
+from distillkit.models.teachers import FrozenModel, LiveTeacher, Teacher
+from distillkit.schema import Config
+from distillkit.signals import Model
+from distillkit.tasks.base import Task
+
+
+def build_required(node: Any, key: str) -> Any:
+    """Build a node that the command cannot do without."""
+    part = build(node, key)
+    if part is None:
+        raise UserError(f"no {key} is chosen", where=key, fix=f"choose one: {key}=NAME")
+    return part
+
+
+def make_accelerator(config: Config, seeded: bool = True) -> Accelerator:
+    """Start (or join) the processes of this run, with its precision, trackers and seed; quieten the libraries."""
+    datasets.disable_progress_bars()
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+    accelerator = Accelerator(
+        cpu=not torch.cuda.is_available(),
+        mixed_precision=config.train.precision.value,
+        log_with=config.tracker.log_with or None,
+        project_config=ProjectConfiguration(project_dir=config.output_dir),
+    )
+    if seeded:
+        set_seed(config.train.seed)
+    return accelerator
+
+
+@dataclass(frozen=True)
+class Data:
+    """Loaded rows, checked against the task.
+
+    Attributes:
+        rows: The dataset.
+        labels: Class names in the order of their ids; None for tasks without classes.
+    """
+
+    rows: Rows
+    labels: list[str] | None
+
+
+def load_data(source: Source, task: Task) -> Data:
+    """Read the rows and check that they have what the task reads."""
+    rows = source.load()
+    check_columns(rows, task)
+    return Data(rows, label_names(rows) if task.has_classes else None)
+
+
+def load_teacher(teacher: Teacher, task: Task, data: Data, device: torch.device) -> tuple[Model, LiveModel | None]:
+    """Load a teacher: what answers batches, and the live model behind it if there is one."""
+    if not isinstance(teacher, LiveTeacher):
+        return teacher.load(task, data.labels), None
+    live = teacher.load(task, data.labels).to(device)
+    return FrozenModel(live), live
+
+
+def load_model(
+    path: str, task: Task, key: str, labels: list[str] | None, device: torch.device
+) -> LiveModel | OnnxModel:
+    """Load any model folder or hub id for evaluation, in the precision that it was saved in."""
+    if is_onnx(path):
+        return OnnxModel.load(Path(path).expanduser(), task)
+    return load_live(path, task, key, labels, dtype="auto").to(device).eval()
+
+
+def check_objective(objective: Any) -> Objective:
+    """Refuse a loss node that is no objective."""
+    if not isinstance(objective, Objective):
+        raise UserError(f"{type(objective).__name__} is not an objective", where="loss._target_")
+    return objective

@@ -1,0 +1,129 @@
+"""Export a model to ONNX and prove that it answers alike."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from distillkit.compression.cast import cast
+from distillkit.compression.variant import Context, Kind, Step, Variant
+from distillkit.errors import UserError
+from distillkit.models.live import LiveModel
+from distillkit.models.onnx import GRAPH, NONZEROS, PARAMETERS, OnnxModel, require_onnx
+from distillkit.signals import Batch
+
+TOLERANCE = 1e-3  # of logits, or of the largest where that exceeds 1
+
+
+class OnnxFloat(Step):
+    """Export to ONNX in float32: mostly the fastest float runtime on a CPU, and what int8 has to beat."""
+
+    gives = Kind.onnx
+
+    def __init__(self) -> None:
+        require_onnx()
+
+    def __call__(self, variant: Variant, context: Context) -> Variant:
+        """Export and check."""
+        return Variant(onnx_model(variant, context), notes={"dtype": "float32", "runtime": "onnxruntime"})
+
+
+def onnx_model(variant: Variant, context: Context) -> OnnxModel:
+    """Return the variant as a float ONNX model, exported into the step's folder if it is not one already."""
+    if isinstance(variant.model, OnnxModel):
+        return variant.model
+    folder = context.folder / "float"
+    export(variant.model, context.example, folder)
+    exported = OnnxModel.load(folder, variant.model.task)
+    check(exported, variant.model.model, context.example)
+    return exported
+
+
+class _Logits(nn.Module):
+    """A transformers model that takes its inputs in order and returns logits alone."""
+
+    def __init__(self, model: Any, names: list[str]) -> None:
+        super().__init__()
+        self.model = model
+        self.names = names
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.model(**dict(zip(self.names, inputs, strict=True))).logits
+
+
+def export(live: LiveModel, example: Batch, folder: Path) -> None:
+    """Write an ONNX model folder, in float32, with any number of rows and positions.
+
+    Raises:
+        UserError: If the architecture cannot be exported.
+    """
+    model = live.model.eval().cpu()
+    cast(model, torch.float32)
+    names = list(example.inputs)
+    inputs = tuple(torch.cat([tensor, tensor])[:2].cpu() for tensor in example.inputs.values())
+    dynamic = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    try:
+        with quiet(), torch.no_grad():
+            program = torch.onnx.export(
+                _Logits(model, names).eval(),
+                inputs,
+                dynamo=True,
+                input_names=names,
+                output_names=["logits"],
+                dynamic_shapes=(tuple(dynamic for _ in names),),
+                verbose=False,
+            )
+    except torch.onnx.OnnxExporterError as error:
+        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        raise UserError(f"cannot export {type(model).__name__} to ONNX: {reason}", where="compress.steps") from error
+    assert program is not None
+    counts = {PARAMETERS: str(live.count_parameters()), NONZEROS: str(live.count_nonzeros())}
+    program.model.metadata_props.update(counts)
+    folder.mkdir(parents=True, exist_ok=True)
+    program.save(folder / GRAPH)
+    model.config.save_pretrained(folder)
+    live.tokenizer.save_pretrained(folder)
+
+
+@torch.no_grad()
+def check(exported: OnnxModel, model: Any, example: Batch) -> None:
+    """Compare the logits of the export with those of the model for two shapes, on positions that hold tokens.
+
+    Raises:
+        UserError: If they differ.
+    """
+    nothing = torch.zeros(0, dtype=torch.int64)
+    half = example.inputs["input_ids"].shape[1] // 2 + 1
+    whole = {name: tensor[:4].cpu() for name, tensor in example.inputs.items()}
+    for inputs in (whole, {name: tensor[:1, :half] for name, tensor in whole.items()}):
+        expected = model(**inputs).logits
+        tokens = inputs["attention_mask"].bool()
+        counted = tokens if expected.dim() == 3 else tokens.any(dim=1)
+        logits = exported(Batch(inputs, counted, nothing, nothing.bool())).logits
+        assert logits is not None
+        difference = float((logits.rows(0, len(logits)) - expected[counted]).abs().max())
+        if not difference <= TOLERANCE * max(1.0, float(expected[counted].abs().max())):
+            raise UserError(
+                f"the ONNX export of {type(model).__name__} differs from the model by {difference:.2g} in its logits",
+                where="compress.steps",
+            )
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the exporter's and the quantiser's warnings, which tell users nothing, off the console."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)

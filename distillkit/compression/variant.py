@@ -1,0 +1,133 @@
+"""Variant: a model on its way through the compression steps; Step: what turns one variant into the next."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from distillkit.errors import UserError
+from distillkit.models.live import LiveModel
+from distillkit.models.onnx import OnnxModel
+from distillkit.schema import TrainSettings
+from distillkit.signals import Batch
+
+Masks = dict[str, Tensor]  # parameter name → bool, True where a weight is kept
+
+
+class Kind(StrEnum):
+    """What a step can start from."""
+
+    float32 = "float32"
+    half = "half"
+    onnx = "onnx"
+    int8 = "int8"
+
+
+TORCH = frozenset({Kind.float32, Kind.half})
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One model of the chain.
+
+    Attributes:
+        model: Of the variant. A step may change its weights in place: save a variant before the next step.
+        masks: The weights that were pruned and have to stay zero; empty if none were.
+        notes: What the step has to say in the report, such as "sparsity", "dtype" and, if there is one, a "caution".
+    """
+
+    model: LiveModel | OnnxModel
+    masks: Masks = field(default_factory=dict)
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Context:
+    """What steps may use besides the variant.
+
+    Attributes:
+        example: Some real rows, for tracing and checking an export.
+        settings: The recipe's train settings.
+        retrain: Distils into a model while the masked weights stay zero; its files go to the folder.
+        folder: Where this step may leave files of its own. It lives as long as the chain.
+    """
+
+    example: Batch
+    settings: TrainSettings
+    retrain: Callable[[LiveModel, Masks, TrainSettings, Path], None]
+    folder: Path
+
+
+class Step(ABC):
+    """One compression step; the constructor takes what YAML gives and reads nothing.
+
+    Attributes:
+        accepts: The kinds of model it can start from.
+        gives: The kind that it makes, or None if the kind stays.
+    """
+
+    accepts: ClassVar[frozenset[Kind]] = TORCH
+    gives: Kind | None = None
+
+    @abstractmethod
+    def __call__(self, variant: Variant, context: Context) -> Variant:
+        """Make the next variant."""
+
+
+def check_chain(steps: Mapping[str, object], start: Kind) -> None:
+    """Refuse an order in which a step gets a model that it cannot use, before anything is computed.
+
+    Raises:
+        UserError: With the key of the first such step.
+    """
+    kind = start
+    for name, step in steps.items():
+        where = f"compress.steps.{name}"
+        if not isinstance(step, Step):
+            raise UserError(
+                f"{type(step).__name__} is not a compression step",
+                where=where,
+                fix="derive it from distillkit.compression.variant.Step",
+            )
+        if kind not in step.accepts:
+            allowed = " or ".join(sorted(step.accepts))
+            raise UserError(
+                f"{type(step).__name__} cannot follow: it starts from a {allowed} model, and gets {kind}",
+                where=where,
+                fix="change the order of compress.steps",
+            )
+        kind = step.gives or kind
+
+
+def torch_model(variant: Variant) -> LiveModel:
+    """Return the variant's PyTorch model.
+
+    Raises:
+        UserError: If it is an ONNX export.
+    """
+    if isinstance(variant.model, LiveModel):
+        return variant.model
+    raise UserError("this step needs PyTorch weights, and gets an ONNX model", where="compress.steps")
+
+
+def matching(names: Iterable[str], patterns: list[str], key: str) -> set[str]:
+    """Return the module names that match one of the shell-style patterns, such as "*.attention.*".
+
+    Raises:
+        UserError: If a pattern matches nothing.
+    """
+    everything, matched = list(names), set()
+    for pattern in patterns:
+        hits = [name for name in everything if fnmatchcase(name, pattern)]
+        if not hits:
+            examples = ", ".join(name for name in everything[-3:])
+            raise UserError(f"no module matches '{pattern}'", where=key, fix=f"there are, for example, {examples}")
+        matched.update(hits)
+    return matched

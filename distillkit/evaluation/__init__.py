@@ -1,0 +1,1 @@
+"""Quality, agreement, size and speed of models."""

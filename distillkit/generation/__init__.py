@@ -1,0 +1,1 @@
+"""Pseudo data from a teacher: soft labels and text."""

@@ -1,0 +1,87 @@
+"""A transformers model that answers a batch with a signal, as a teacher, a student or under evaluation."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from distillkit.models.head import check_head
+from distillkit.signals import Batch, Signal
+from distillkit.tasks.base import Task
+
+
+class LiveModel(nn.Module):
+    """A transformers model, its tokenizer and the task it answers.
+
+    Args:
+        model: The transformers model.
+        tokenizer: Its tokenizer; gets a padding token if it has none.
+        task: Decides how outputs become items.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, task: Task) -> None:
+        super().__init__()
+        self.model = model
+        self.tokenizer = tokenizer
+        self.task = task
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        if model.config.get_text_config().pad_token_id is None:
+            model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+        if not task.has_classes:
+            check_head(model)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.model.device
+
+    @property
+    def labels(self) -> list[str]:
+        """Class names in the order of their ids."""
+        return [self.model.config.id2label[index] for index in range(self.model.config.num_labels)]
+
+    def forward(self, batch: Batch) -> Signal:
+        """Answer a batch."""
+        return self.task.signal(self.model, batch)
+
+    def count_parameters(self) -> int:
+        """Count the parameters, tied ones once."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    def count_nonzeros(self) -> int:
+        """Count the parameters that are not zero."""
+        return sum(int(parameter.count_nonzero()) for parameter in self.model.parameters())
+
+    def save(self, folder: Path, card: str | None = None) -> None:
+        """Write a Hugging Face folder (safetensors, config, tokenizer, card), whole or not at all."""
+        whole_or_nothing(folder, lambda beside: self._write(beside, card))
+
+    def _write(self, folder: Path, card: str | None) -> None:
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        if card is not None:
+            (folder / "README.md").write_text(card, encoding="utf-8")
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the weights by name."""
+        return self.model.state_dict()
+
+
+def whole_or_nothing(folder: Path, write: Any) -> None:
+    """Let `write(beside)` fill a folder beside `folder`, then rename it into place."""
+    beside = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    try:
+        write(beside)
+        if folder.exists():
+            shutil.rmtree(folder)
+        beside.rename(folder)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise

@@ -1,0 +1,114 @@
+"""Load a model folder or hub id for a task."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoTokenizer
+
+from distillkit.errors import UserError
+from distillkit.models.live import LiveModel
+from distillkit.tasks.base import Task
+
+
+def load_tokenizer(path: str, key: str) -> Any:
+    """Load a tokenizer from a folder or the hub."""
+    _check_exists(path, key)
+    try:
+        return AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"no tokenizer at '{path}' ({_reason(error)})", where=key) from error
+
+
+def load_config(path: str, key: str, **changes: Any) -> Any:
+    """Load a model's config from a folder or the hub."""
+    _check_exists(path, key)
+    try:
+        return AutoConfig.from_pretrained(path, **changes)
+    except (OSError, ValueError) as error:
+        raise UserError(f"no model at '{path}' ({_reason(error)})", where=key) from error
+
+
+def load_live(
+    path: str,
+    task: Task,
+    key: str,
+    labels: list[str] | None = None,
+    trained: bool = True,
+    dtype: str | None = "float32",
+    dropout: float | None = None,
+) -> LiveModel:
+    """Load a transformers model with its tokenizer; only safetensors, no remote code.
+
+    Args:
+        path: Folder or hub id.
+        task: Decides the model class.
+        key: Config key for messages.
+        labels: Class names of the data; None for tasks without classes, or to take those of the model.
+        trained: Whether the model must already have a trained head for the task.
+        dtype: "float32", "bfloat16", "float16", or "auto" for the folder's own.
+        dropout: Overrides the config's dropout probabilities.
+
+    Raises:
+        UserError: If it is not there, has other classes than the data or no trained head.
+    """
+    config = load_config(path, key)
+    if task.has_classes and labels is not None:
+        _set_labels(config, labels, trained, key)
+    for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout"):
+        if dropout is not None and getattr(config, name, None) is not None:
+            setattr(config, name, dropout)
+    try:
+        model, info = task.auto_class().from_pretrained(
+            path, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"cannot load the model at '{path}' ({_reason(error)})", where=key) from error
+    if trained and info["missing_keys"]:
+        missing = ", ".join(sorted(info["missing_keys"])[:3])
+        raise UserError(
+            f"'{path}' has no trained head for {task.name} (not in its weights: {missing})",
+            where=key,
+            fix="fine-tune it first: distillkit train teacher=none student=pretrained student.path=…",
+        )
+    return LiveModel(model, load_tokenizer(path, key), task)
+
+
+def describe_labels(config: Any, labels: list[str]) -> None:
+    """Write class names into a model config."""
+    config.id2label = dict(enumerate(labels))
+    config.label2id = {name: index for index, name in enumerate(labels)}
+
+
+def _set_labels(config: Any, labels: list[str], trained: bool, key: str) -> None:
+    own = [config.id2label[index] for index in range(config.num_labels)]
+    named = own != [f"LABEL_{index}" for index in range(len(own))]
+    if trained and (len(own) != len(labels) or (named and own != labels)):
+        order = "in another order" if sorted(own) == sorted(labels) else "than the data"
+        raise UserError(
+            f"the model has other classes {order}: {', '.join(own[:8])}; the data has {', '.join(labels[:8])}",
+            where=key,
+            fix=f"set dataset.labels=[{','.join(own[:8])}{',…' if len(own) > 8 else ''}] if they mean the same",
+        )
+    describe_labels(config, labels)
+
+
+def _check_exists(path: str, key: str) -> None:
+    looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1 or Path(path).is_dir()
+    if looks_local and not Path(path).expanduser().is_dir():
+        raise UserError(f"no such model folder: {path}", where=key)
+
+
+def _reason(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:200]
+
+
+def pick_dtype(name: str, key: str) -> torch.dtype:
+    """Turn "float32", "bfloat16" or "float16" into a torch dtype."""
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if name not in known:
+        raise UserError(f"unknown dtype '{name}'", where=key, fix=f"use {', '.join(known)}")
+    return known[name]

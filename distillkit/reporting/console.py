@@ -1,0 +1,98 @@
+"""The terminal: notices, progress and tables; plain lines when the output is no terminal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+console = Console(highlight=False, soft_wrap=True)
+PLAIN_SECONDS = 10.0  # between two progress lines when the output is no terminal
+
+
+def notice(text: str) -> None:
+    """Print one line about what is going on."""
+    console.print(text, markup=False)
+
+
+def heading(text: str) -> None:
+    """Print the title of a part of the work."""
+    console.print(f"\n[bold]{text}[/bold]")
+
+
+def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table; the first column is text, the others are numbers."""
+    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=index == 0)
+    for row in rows:
+        table.add_row(*row)
+    width = max(console.width, 100) if console.is_terminal is False else None
+    console.print(table, width=width)
+
+
+class ProgressDisplay:
+    """Show how far a run is: a bar in a terminal, a line every few seconds elsewhere.
+
+    Args:
+        title: What is running.
+        steps: How many steps there are.
+        quiet: Show nothing.
+    """
+
+    def __init__(self, title: str, steps: int, quiet: bool = False) -> None:
+        self.title = title
+        self.steps = steps
+        self.quiet = quiet
+        self.live = console.is_terminal and not quiet
+        self.first_step: int | None = None
+        self.started = self.printed = time.monotonic()
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[status]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not self.live,
+        )
+
+    def __enter__(self) -> ProgressDisplay:
+        self.bar.start()
+        self.task = self.bar.add_task(self.title, total=self.steps, status="")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bar.stop()
+
+    def update(self, step: int, status: str | None = None) -> None:
+        """Show that `step` steps are done, and a status text if there is a new one."""
+        if self.quiet:
+            return
+        if self.first_step is None:
+            self.first_step = step
+        if self.live:
+            changes = {} if status is None else {"status": status}
+            self.bar.update(self.task, completed=step, **changes)
+            return
+        now = time.monotonic()
+        if status is not None and (now - self.printed >= PLAIN_SECONDS or step == self.steps):
+            self.printed = now
+            done = step - self.first_step
+            left = (now - self.started) / done * (self.steps - step) if done else 0.0
+            ending = f" · {_clock(left)} left" if step < self.steps else f" · {_clock(now - self.started)}"
+            notice(f"{self.title}  {step}/{self.steps}  {status}{ending}")
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}"

@@ -1,0 +1,131 @@
+"""The typed config: one root for every command.
+
+A *node* is a mapping with a `_target_` (the class to build) and that class's arguments; it stays
+untyped here and is checked against the class's signature by `distillkit.build`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+Node = dict[str, Any]
+
+
+class Precision(StrEnum):
+    """The arithmetic of forward and backward; weights and optimiser state stay float32."""
+
+    no = "no"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
+class Schedule(StrEnum):
+    """The learning rate after the warm-up."""
+
+    constant = "constant"
+    linear = "linear"
+    cosine = "cosine"
+
+
+@dataclass
+class TrainSettings:
+    """How `train` (and a retraining step of `compress`) optimises."""
+
+    seed: int = 42
+    batch_size: int = 32  # rows of one optimiser step, over all processes and micro-batches
+    micro_batch_size: int | None = None  # rows of one forward pass of one process; null: the process's whole share
+    max_steps: int | None = None  # optimiser steps; wins over epochs
+    epochs: float = 3.0
+    learning_rate: float = 5e-5
+    weight_decay: float = 0.01  # never on norms and biases
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    epsilon: float = 1e-8
+    schedule: Schedule = Schedule.linear
+    warmup: float = 0.1  # below 1: share of all steps; from 1: steps
+    final_learning_rate: float = 0.0  # share of learning_rate at the last step (linear, cosine)
+    max_grad_norm: float | None = 1.0
+    precision: Precision = Precision.no
+    group_by_length: bool = True
+    evaluate_every: int | None = None  # steps; null: at the end of each epoch, at most 10 times
+    evaluate_batch_size: int = 64
+    best_metric: str | None = None  # "loss", "accuracy", …; null: the task's own
+    keep_best: bool = True  # export the best evaluated weights, not the last ones
+    checkpoint_every: int | None = 500  # steps; null: never
+    keep_checkpoints: int = 2
+    log_every: int = 10
+
+
+@dataclass
+class EvaluateSettings:
+    """What `eval` compares, on which rows, and how it is timed."""
+
+    models: dict[str, str] = field(default_factory=dict)  # name → folder or hub id; the first is the teacher
+    split: str = "validation"
+    batch_size: int = 64
+    limit: int | None = None  # rows
+    speed: bool = True
+    speed_batch_size: int = 32  # rows of the throughput measurement; latency is at 1
+    speed_rounds: int = 15
+
+
+@dataclass
+class CompressSettings:
+    """The chain of `compress`."""
+
+    model: str = ""  # folder or hub id to start from
+    steps: dict[str, Any] = field(default_factory=dict)  # name → node, applied in order
+
+
+@dataclass
+class LaunchSettings:
+    """Where the work runs."""
+
+    num_processes: int = 1
+    num_machines: int = 1
+    machine_rank: int = 0
+    main_process_ip: str | None = None
+    main_process_port: int | None = None
+    config_file: str | None = None  # an `accelerate config` file; wins over everything above
+
+
+@dataclass
+class TrackerSettings:
+    """Trackers of Accelerate that receive what metrics.jsonl receives."""
+
+    log_with: list[str] = field(default_factory=list)  # tensorboard, wandb, mlflow
+    project: str = "distillkit"
+
+
+@dataclass
+class Stage:
+    """One stage of `run`: the recipe with some groups swapped and some values set."""
+
+    command: str = "train"
+    choose: dict[str, str] = field(default_factory=dict)  # config group → option, replacing the recipe's node
+    set: dict[str, Any] = field(default_factory=dict)  # values merged on top
+
+
+@dataclass
+class Config:
+    """The root of every command."""
+
+    name: str = "distillkit"
+    output_dir: str = "outputs/${name}"
+    root_dir: str = "${output_dir}"  # of the whole run; a stage's output_dir lies in it
+    resume: str = "auto"  # auto, never, or the path of a checkpoint
+    overwrite: bool = False  # throw away what another config left in output_dir
+    task: Any = field(default_factory=dict)
+    dataset: Any = field(default_factory=dict)
+    teacher: Any = field(default_factory=dict)
+    student: Any = field(default_factory=dict)
+    loss: Any = field(default_factory=dict)
+    train: TrainSettings = field(default_factory=TrainSettings)
+    generate: Any = field(default_factory=dict)
+    evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
+    compress: CompressSettings = field(default_factory=CompressSettings)
+    launch: LaunchSettings = field(default_factory=LaunchSettings)
+    tracker: TrackerSettings = field(default_factory=TrackerSettings)
+    stages: dict[str, Stage] = field(default_factory=dict)
+    upstream: dict[str, str] = field(default_factory=dict)  # set by `run`: stage read from → its config's digest

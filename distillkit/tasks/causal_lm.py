@@ -1,0 +1,109 @@
+"""Language modelling: an item is a position whose next token counts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from distillkit.errors import UserError
+from distillkit.models.head import head_signal
+from distillkit.signals import Batch, Signal, chunks
+from distillkit.tasks.base import Row, attention_mask, pad
+
+
+class CausalLM:
+    """Next-token prediction on `text`, or on the `completion` that follows a `prompt`.
+
+    A text longer than `max_length` is cut into consecutive pieces. Of a prompt with completion only the
+    completion (and the end-of-text token) counts; what exceeds `max_length` is cut on the right.
+
+    Args:
+        max_length: Tokens of a row.
+        min_length: Pieces of fewer tokens are left out (at least 2: one token predicts nothing).
+    """
+
+    name = "causal_lm"
+    required_columns = (("text",), ("prompt", "completion"))
+    best_metric = "loss"
+    has_classes = False
+
+    def __init__(self, max_length: int = 512, min_length: int = 2) -> None:
+        if not 2 <= min_length <= max_length:
+            raise UserError(
+                f"needs 2 ≤ min_length ≤ max_length, got {min_length} and {max_length}", where="task.max_length"
+            )
+        self.max_length = max_length
+        self.min_length = min_length
+
+    def auto_class(self) -> Any:
+        """Return the transformers AutoModel class."""
+        return AutoModelForCausalLM
+
+    def encode(self, rows: dict[str, list[Any]], tokenizer: Any, label_ids: dict[str, int] | None) -> dict[str, list]:  # noqa: ARG002
+        """Tokenise; `counts_from` is the first position whose token is to be predicted."""
+        if "prompt" in rows:
+            return self._encode_completions(rows["prompt"], rows["completion"], tokenizer)
+        columns: dict[str, list] = {"input_ids": [], "counts_from": []}
+        end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
+        for ids in tokenizer(rows["text"], add_special_tokens=True)["input_ids"]:
+            ids = ids + end if ids[-1:] != end else ids
+            for start in range(0, len(ids), self.max_length):
+                piece = ids[start : start + self.max_length]
+                if len(piece) >= self.min_length:
+                    columns["input_ids"].append(piece)
+                    columns["counts_from"].append(1)
+        return columns
+
+    def _encode_completions(self, prompts: list[str], completions: list[str], tokenizer: Any) -> dict[str, list]:
+        columns: dict[str, list] = {"input_ids": [], "counts_from": []}
+        heads = tokenizer(prompts, add_special_tokens=True)["input_ids"]
+        tails = tokenizer(completions, add_special_tokens=False)["input_ids"]
+        end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
+        for head, tail in zip(heads, tails, strict=True):
+            head = head[:-1] if head[-1:] == end else head
+            ids = (head + tail + end)[: self.max_length]
+            if len(ids) > max(len(head), 1):
+                columns["input_ids"].append(ids)
+                columns["counts_from"].append(max(len(head), 1))
+        return columns
+
+    def collate(self, rows: list[Row], tokenizer: Any) -> Batch:
+        """Pad rows; the output at position t is an item where the token at t + 1 counts. Shifted here and only here."""
+        ids = [row["input_ids"] for row in rows]
+        tokens = pad(ids, tokenizer.pad_token_id)
+        position = torch.arange(1, tokens.shape[1])
+        first = torch.tensor([row["counts_from"] for row in rows]).unsqueeze(1)
+        last = torch.tensor([len(row) for row in ids]).unsqueeze(1)
+        counted = torch.zeros_like(tokens, dtype=torch.bool)
+        counted[:, :-1] = (position >= first) & (position < last)
+        labels = tokens.roll(-1, dims=1)[counted]
+        inputs = {"input_ids": tokens, "attention_mask": attention_mask(ids)}
+        return Batch(inputs, counted, labels, taught=torch.ones_like(labels, dtype=torch.bool))
+
+    def signal(self, model: Any, batch: Batch) -> Signal:
+        """Run the model up to its output head: `HeadLogits` over the items."""
+        return head_signal(model, batch)
+
+    def score(self, signal: Signal, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
+        """Return the summed negative log-likelihood (nats), hits and items, and the most likely tokens."""
+        assert signal.logits is not None
+        predictions, loss = [], torch.zeros((), dtype=torch.float64, device=batch.labels.device)
+        for start, stop in chunks(len(signal.logits), signal.logits.classes):
+            logits, labels = signal.logits.rows(start, stop).float(), batch.labels[start:stop]
+            predictions.append(logits.argmax(dim=-1))
+            loss += (logits.logsumexp(dim=-1) - logits.gather(1, labels.unsqueeze(1)).squeeze(1)).double().sum()
+        predicted = torch.cat(predictions) if predictions else batch.labels
+        hits = (predicted == batch.labels).sum()
+        return {"loss": loss, "hits": hits, "items": torch.tensor(len(predicted), device=hits.device)}, predicted
+
+    def metrics(self, sums: dict[str, Tensor]) -> dict[str, float]:
+        """Return nats a token, perplexity and next-token accuracy, over all tokens alike."""
+        loss = sums["loss"] / sums["items"]
+        return {
+            "loss": loss.item(),
+            "perplexity": loss.exp().item(),
+            "accuracy": (sums["hits"] / sums["items"]).item(),
+        }

@@ -1,0 +1,102 @@
+"""Text (or pair) classification: an item is a row."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import AutoModelForSequenceClassification
+
+from distillkit.errors import UserError
+from distillkit.signals import IGNORE, Batch, DenseLogits, Signal
+from distillkit.tasks.base import Row, attention_mask, pad
+
+
+class SequenceClassification:
+    """One label for each row of `text` (and `text_pair`).
+
+    Args:
+        max_length: Tokens of a row; longer rows are cut on the right.
+    """
+
+    name = "sequence_classification"
+    required_columns = (("text", "label"), ("text", "teacher_logits"))
+    best_metric = "accuracy"
+    has_classes = True
+
+    def __init__(self, max_length: int = 128) -> None:
+        if max_length < 3:
+            raise UserError(f"must be at least 3, got {max_length}", where="task.max_length")
+        self.max_length = max_length
+
+    def auto_class(self) -> Any:
+        """Return the transformers AutoModel class."""
+        return AutoModelForSequenceClassification
+
+    def encode(self, rows: dict[str, list[Any]], tokenizer: Any, label_ids: dict[str, int] | None) -> dict[str, list]:
+        """Tokenise texts and turn label names into ids (`IGNORE` for a missing label)."""
+        encoded = tokenizer(rows["text"], rows.get("text_pair"), truncation=True, max_length=self.max_length)
+        names = rows.get("label") or [None] * len(rows["text"])
+        ids = label_ids or {}
+        columns = {"input_ids": encoded["input_ids"], "label": [IGNORE if n is None else ids[str(n)] for n in names]}
+        for optional in ("token_type_ids",):
+            if optional in encoded:
+                columns[optional] = encoded[optional]
+        if "teacher_logits" in rows:
+            columns["teacher_logits"] = rows["teacher_logits"]
+        return columns
+
+    def collate(self, rows: list[Row], tokenizer: Any) -> Batch:
+        """Pad rows into one batch."""
+        ids = [row["input_ids"] for row in rows]
+        inputs = {"input_ids": pad(ids, tokenizer.pad_token_id), "attention_mask": attention_mask(ids)}
+        if "token_type_ids" in rows[0]:
+            inputs["token_type_ids"] = pad([row["token_type_ids"] for row in rows], 0)
+        everything = torch.ones(len(rows), dtype=torch.bool)
+        recorded, taught = (
+            _recorded([row["teacher_logits"] for row in rows])
+            if "teacher_logits" in rows[0]
+            else (
+                None,
+                everything,
+            )
+        )
+        labels = torch.tensor([row["label"] for row in rows], dtype=torch.int64)
+        return Batch(inputs, counted=everything, labels=labels, taught=taught, recorded=recorded)
+
+    def signal(self, model: Any, batch: Batch) -> Signal:
+        """Run the model: logits `[batch, classes]`."""
+        return Signal(DenseLogits(model(**batch.inputs).logits))
+
+    def score(self, signal: Signal, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
+        """Return the confusion matrix `[label, predicted]`, the loss sum, and the predictions."""
+        assert signal.logits is not None
+        logits = signal.logits.rows(0, len(signal.logits)).float()
+        predictions = logits.argmax(dim=-1)
+        known = batch.labels != IGNORE
+        labels, classes = batch.labels[known], logits.shape[1]
+        cells = torch.bincount(labels * classes + predictions[known], minlength=classes**2)
+        loss = functional.cross_entropy(logits[known], labels, reduction="sum")
+        return {"confusion": cells.view(classes, classes), "loss": loss.double()}, predictions
+
+    def metrics(self, sums: dict[str, Tensor]) -> dict[str, float]:
+        """Return accuracy, macro F1 (over classes that occur as label or prediction) and mean cross-entropy."""
+        confusion = sums["confusion"].double()
+        items = confusion.sum()
+        hits, true, predicted = confusion.diagonal(), confusion.sum(dim=1), confusion.sum(dim=0)
+        occurs = (true + predicted) > 0
+        f1 = 2 * hits[occurs] / (true + predicted)[occurs]
+        return {
+            "accuracy": (hits.sum() / items).item(),
+            "macro_f1": f1.mean().item(),
+            "loss": (sums["loss"] / items).item(),
+        }
+
+
+def _recorded(logits: list[list[float] | None]) -> tuple[Tensor, Tensor]:
+    """Stack recorded teacher logits `[items, classes]`; items without any are zeros and not taught."""
+    taught = torch.tensor([row is not None for row in logits])
+    classes = max((len(row) for row in logits if row is not None), default=1)
+    return torch.tensor([row if row is not None else [0.0] * classes for row in logits]), taught

@@ -1,0 +1,204 @@
+"""Checkpoints: written beside, checked by checksum, renamed into place; tensors and JSON only, no pickle."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from safetensors import SafetensorError
+from safetensors.torch import load_file, load_model, save_file, save_model
+from torch import Tensor, nn
+
+from distillkit.errors import UserError
+
+MANIFEST = "manifest.json"
+
+
+@dataclass
+class Progress:
+    """Where a run stands: what is not weights or optimiser state.
+
+    Attributes:
+        step: Optimiser steps done.
+        window_sums: Sum of each loss term since the last logged step, of this process `[terms]`.
+        window_counts: Items of each since then, of all processes `[terms]`.
+        best_step: The step with the best evaluation so far; None before the first.
+        best_value: Its metric.
+    """
+
+    step: int
+    window_sums: Tensor
+    window_counts: Tensor
+    best_step: int | None = None
+    best_value: float | None = None
+
+
+def save_checkpoint(
+    folder: Path,
+    trainee: nn.Module,
+    optimizer: Any,
+    progress: Progress,
+    digest: str,
+    accelerator: Accelerator,
+    keep: int,
+) -> Path:
+    """Write `folder/step-NNNNNN`, whole or not at all, and remove all but the newest `keep`.
+
+    Every process writes its own random state; the main one writes the rest.
+    """
+    target = folder / f"step-{progress.step:06d}"
+    beside = folder / f".{target.name}.partial"
+    if accelerator.is_main_process:
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+    accelerator.wait_for_everyone()
+    rank = accelerator.process_index
+    save_file({**random_state(), "window_sums": progress.window_sums.cpu()}, beside / f"process-{rank}.safetensors")
+    if accelerator.is_main_process:
+        save_model(trainee, str(beside / "weights.safetensors"))
+        tensors, groups = _flatten(optimizer.state_dict())
+        save_file(tensors, beside / "optimizer.safetensors")
+        state = {
+            "step": progress.step,
+            "digest": digest,
+            "processes": accelerator.num_processes,
+            "window_counts": progress.window_counts.tolist(),
+            "best_step": progress.best_step,
+            "best_value": progress.best_value,
+            "groups": groups,
+            "scaler": None if accelerator.scaler is None else accelerator.scaler.state_dict(),
+        }
+        (beside / "state.json").write_text(json.dumps(state), encoding="utf-8")
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        sums = {path.name: _checksum(path) for path in sorted(beside.iterdir())}
+        (beside / MANIFEST).write_text(json.dumps(sums, indent=1), encoding="utf-8")
+        shutil.rmtree(target, ignore_errors=True)
+        beside.rename(target)
+        for old in sorted(folder.glob("step-*"))[:-keep]:
+            shutil.rmtree(old)
+    return target
+
+
+def load_checkpoint(
+    path: Path, trainee: nn.Module, optimizer: Any, accelerator: Accelerator, device: torch.device
+) -> Progress:
+    """Restore weights, optimiser, random state and progress from a verified checkpoint."""
+    state = read_state(path)
+    load_model(trainee, str(path / "weights.safetensors"), device=str(device))
+    optimizer.load_state_dict(_unflatten(load_file(path / "optimizer.safetensors"), state["groups"]))
+    if accelerator.scaler is not None:
+        accelerator.scaler.load_state_dict(state["scaler"])
+    counts = torch.tensor(state["window_counts"], dtype=torch.float64, device=device)
+    sums = torch.zeros(len(counts), device=device)
+    if state["processes"] == accelerator.num_processes:
+        own = load_file(path / f"process-{accelerator.process_index}.safetensors")
+        sums = own.pop("window_sums").to(device)
+        restore_random_state(own)
+    elif accelerator.is_main_process:
+        every = [load_file(path / f"process-{rank}.safetensors") for rank in range(state["processes"])]
+        sums = torch.stack([part["window_sums"] for part in every]).sum(dim=0).to(device)
+    return Progress(state["step"], sums, counts, state["best_step"], state["best_value"])
+
+
+def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
+    """Return the newest whole checkpoint, and why newer ones were passed over."""
+    skipped: list[str] = []
+    for path in sorted(folder.glob("step-*"), reverse=True):
+        problem = find_damage(path)
+        if problem is None:
+            return path, skipped
+        skipped.append(f"{path.name} skipped: {problem}")
+    return None, skipped
+
+
+def find_damage(path: Path) -> str | None:
+    """Compare a checkpoint's files with its manifest; return what is wrong, or None."""
+    try:
+        expected = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return f"{MANIFEST} is missing or unreadable"
+    for name, checksum in expected.items():
+        if not (path / name).is_file():
+            return f"{name} is missing"
+        if _checksum(path / name) != checksum:
+            return f"{name} is damaged"
+    return None
+
+
+def check_resumable(path: Path, digest: str) -> None:
+    """Refuse a checkpoint that is damaged or belongs to another config."""
+    if not path.is_dir():
+        raise UserError(f"no such checkpoint: {path}", where="resume")
+    problem = find_damage(path)
+    if problem is not None:
+        raise UserError(f"checkpoint {path} cannot be used: {problem}", where="resume")
+    if read_state(path)["digest"] != digest:
+        raise UserError(
+            f"checkpoint {path} was written by a run with another config",
+            where="resume",
+            fix="resume with that config, or start from its weights with student=pretrained",
+        )
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """Read a checkpoint's state.json."""
+    return json.loads((path / "state.json").read_text(encoding="utf-8"))
+
+
+def save_weights(module: nn.Module, path: Path) -> None:
+    """Write the weights of a module to one safetensors file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_suffix(".partial")
+    save_model(module, str(beside))
+    beside.rename(path)
+
+
+def load_weights(module: nn.Module, path: Path, device: torch.device) -> None:
+    """Read weights that `save_weights` wrote."""
+    try:
+        load_model(module, str(path), device=str(device))
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot be read ({error})", where=str(path)) from error
+
+
+def random_state() -> dict[str, Tensor]:
+    """Return torch's random state of the CPU and of every GPU."""
+    gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"cpu": torch.get_rng_state(), **{f"cuda-{index}": state for index, state in enumerate(gpus)}}
+
+
+def restore_random_state(state: dict[str, Tensor]) -> None:
+    """Set torch's random state."""
+    torch.set_rng_state(state["cpu"])
+    gpus = [state[f"cuda-{index}"] for index in range(len(state) - 1)]
+    if gpus:
+        torch.cuda.set_rng_state_all(gpus)
+
+
+def _flatten(state: dict[str, Any]) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    tensors = {
+        f"{index}.{name}": torch.as_tensor(value).contiguous()
+        for index, values in state["state"].items()
+        for name, value in values.items()
+    }
+    return tensors, state["param_groups"]
+
+
+def _unflatten(tensors: dict[str, Tensor], groups: list[dict[str, Any]]) -> dict[str, Any]:
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = tensor
+    return {"state": state, "param_groups": groups}
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

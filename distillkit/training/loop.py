@@ -1,0 +1,233 @@
+"""The training loop: one optimiser step after the other, exact for any micro-batch and any number of processes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from distillkit.data.batches import BatchPlan, micro_batches
+from distillkit.data.encode import Encoded
+from distillkit.losses.objective import Objective
+from distillkit.models.live import LiveModel
+from distillkit.schema import TrainSettings
+from distillkit.signals import Batch, Model, Signal
+from distillkit.tasks.base import higher_is_better
+from distillkit.training import checkpoint
+from distillkit.training.optimizer import learning_rate, make_optimizer
+from distillkit.training.records import Records
+
+
+class Trainee(nn.Module):
+    """Student and objective as one module, so that wrapping it synchronises every trained weight."""
+
+    def __init__(self, student: LiveModel, objective: Objective) -> None:
+        super().__init__()
+        self.student = student
+        self.objective = objective
+
+    def forward(self, batch: Batch, taught: Signal | None, counts: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the micro-batch's share of the loss and the sum of each term `[terms]`."""
+        return self.objective(self.student(batch), taught, batch, counts)
+
+
+@dataclass
+class FitResult:
+    """What a training run came to."""
+
+    steps: int
+    best_step: int | None
+    best_value: float | None
+    best_metric: str
+    seconds: float
+    items: float
+
+
+@dataclass
+class MicroBatch:
+    """A piece of a global batch; `real` is False where it only keeps the processes in step."""
+
+    batch: Batch
+    real: bool
+
+
+@dataclass
+class Run:
+    """Everything that one call of `fit` works with."""
+
+    student: LiveModel
+    teacher: Model | None
+    objective: Objective
+    data: Encoded
+    settings: TrainSettings
+    accelerator: Accelerator
+    records: Records
+    folder: Path
+    digest: str
+    title: str = "train"
+    evaluate: Callable[[LiveModel], dict[str, float]] | None = None
+    best_metric: str = "loss"
+    after_step: Callable[[], None] | None = None
+    resume_from: Path | None = None
+
+
+def planned_steps(rows: int, settings: TrainSettings) -> int:
+    """Return the number of optimiser steps of a run over so many rows."""
+    return settings.max_steps or max(1, ceil(settings.epochs * ceil(rows / settings.batch_size)))
+
+
+def fit(run: Run) -> FitResult:
+    """Train the student; its weights are changed in place (to the best evaluated ones with `keep_best`)."""
+    return _Fit(run).run_all()
+
+
+class _Fit:
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        settings, accelerator = run.settings, run.accelerator
+        self.trainee = Trainee(run.student, run.objective).to(accelerator.device)
+        self.module, self.optimizer = accelerator.prepare(self.trainee, make_optimizer(self.trainee, settings))
+        self.plan = BatchPlan(run.data.lengths, settings.batch_size, settings.seed, settings.group_by_length)
+        self.steps = planned_steps(len(run.data), settings)
+        self.evaluate_every = settings.evaluate_every or max(self.plan.steps_per_epoch, ceil(self.steps / 10))
+        share = ceil(settings.batch_size / accelerator.num_processes)
+        self.micro_batch_size = min(settings.micro_batch_size or share, share)
+        terms, device = len(run.objective.names), accelerator.device
+        self.progress = checkpoint.Progress(
+            0, torch.zeros(terms, device=device), torch.zeros(terms, dtype=torch.float64, device=device)
+        )
+        self.items = 0.0
+
+    def run_all(self) -> FitResult:
+        run = self.run
+        if run.resume_from is not None:
+            self.progress = checkpoint.load_checkpoint(
+                run.resume_from, self.trainee, self.optimizer, run.accelerator, run.accelerator.device
+            )
+        started = time.monotonic()
+        first = self.progress.step
+        with run.records.progress(run.title, self.steps) as display, ThreadPoolExecutor(1) as background:
+            for step, micros, counts in self._prefetch(first, background):
+                self.trainee.train()
+                norm = self._step(step, micros, counts)
+                self.progress.step = step + 1
+                status = self._log(norm, started) if self._due(self.run.settings.log_every) else None
+                display.update(step + 1, status)
+                if run.evaluate is not None and self._due(self.evaluate_every):
+                    self._evaluate(run.evaluate)
+                every = run.settings.checkpoint_every
+                if every is not None and step + 1 < self.steps and (step + 1) % every == 0:
+                    self._save_checkpoint()
+        if run.evaluate is not None and run.settings.keep_best and self.progress.best_step not in (None, self.steps):
+            run.accelerator.wait_for_everyone()
+            checkpoint.load_weights(self.trainee, self._best_path, run.accelerator.device)
+        seconds = time.monotonic() - started
+        progress = self.progress
+        return FitResult(progress.step, progress.best_step, progress.best_value, run.best_metric, seconds, self.items)
+
+    def _due(self, every: int) -> bool:
+        return self.progress.step % every == 0 or self.progress.step == self.steps
+
+    def _prefetch(self, first: int, background: ThreadPoolExecutor) -> Iterator[tuple[int, list[MicroBatch], Tensor]]:
+        """Collate the next step's micro-batches while the current step runs."""
+        pending = background.submit(self._collate, first)
+        for step in range(first, self.steps):
+            micros, counts = pending.result()
+            if step + 1 < self.steps:
+                pending = background.submit(self._collate, step + 1)
+            yield step, micros, counts
+
+    def _collate(self, step: int) -> tuple[list[MicroBatch], Tensor]:
+        accelerator = self.run.accelerator
+        pieces = micro_batches(
+            self.plan.rows(step), accelerator.process_index, accelerator.num_processes, self.micro_batch_size
+        )
+        micros = [MicroBatch(self.run.data.batch(rows), real) for rows, real in pieces]
+        own = [self.run.objective.counts(micro.batch) for micro in micros if micro.real]
+        return micros, torch.stack(own).sum(dim=0) if own else torch.zeros(len(self.run.objective.names)).double()
+
+    def _step(self, step: int, micros: list[MicroBatch], counts: Tensor) -> Tensor | None:
+        """Do one optimiser step; return the gradient's norm before clipping."""
+        run, accelerator = self.run, self.run.accelerator
+        counts = accelerator.reduce(counts.to(accelerator.device), reduction="sum")
+        rate = learning_rate(step, self.steps, run.settings)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        for index, micro in enumerate(micros):
+            last = index == len(micros) - 1
+            with torch.enable_grad() if last else accelerator.no_sync(self.module):
+                self._backward(micro, counts)
+        limit = run.settings.max_grad_norm
+        norm = accelerator.clip_grad_norm_(self.trainee.parameters(), limit) if limit is not None else None
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if run.after_step is not None:
+            run.after_step()
+        self.progress.window_counts += counts
+        return norm
+
+    def _backward(self, micro: MicroBatch, counts: Tensor) -> None:
+        accelerator = self.run.accelerator
+        batch = micro.batch.to(accelerator.device)
+        taught = None
+        if self.run.teacher is not None:
+            with accelerator.autocast():
+                taught = self.run.teacher(batch)
+        loss, sums = self.module(batch, taught, counts)
+        # The wrapper averages gradients over the processes; `counts` already spans them.
+        accelerator.backward(loss * (accelerator.num_processes * float(micro.real)))
+        if micro.real:
+            self.progress.window_sums += sums
+
+    def _log(self, norm: Tensor | None, started: float) -> str:
+        run, progress, counts = self.run, self.progress, self.progress.window_counts
+        sums = run.accelerator.reduce(progress.window_sums.double(), reduction="sum")
+        loss = run.objective.total(sums, counts)
+        terms = dict(zip(run.objective.names, (sums / counts.clamp(min=1)).tolist(), strict=True))
+        rate = learning_rate(progress.step - 1, self.steps, run.settings)
+        items = counts.max().item()
+        self.items += items
+        progress.window_sums.zero_()
+        progress.window_counts.zero_()
+        speed = self.items / max(time.monotonic() - started, 1e-9)
+        values: dict[str, Any] = {"loss": loss, "terms": terms, "learning_rate": rate, "items": int(items)}
+        values["epoch"] = round(progress.step / self.plan.steps_per_epoch, 4)
+        values["grad_norm"] = None if norm is None else float(norm)
+        run.records.write("train", progress.step, values)
+        parts = " ".join(f"{name} {value:.3f}" for name, value in terms.items()) if len(terms) > 1 else ""
+        return f"loss {loss:.4f}{f' ({parts})' if parts else ''} · lr {rate:.1e} · {speed:,.0f} items/s"
+
+    def _evaluate(self, evaluate: Callable[[LiveModel], dict[str, float]]) -> None:
+        run, progress = self.run, self.progress
+        self.trainee.eval()
+        metrics = evaluate(run.student)
+        run.records.write("evaluate", progress.step, metrics)
+        value, best = metrics[run.best_metric], progress.best_value
+        if best is None or (value > best if higher_is_better(run.best_metric) else value < best):
+            progress.best_step, progress.best_value = progress.step, value
+            if run.settings.keep_best and run.accelerator.is_main_process:
+                checkpoint.save_weights(self.trainee, self._best_path)
+
+    @property
+    def _best_path(self) -> Path:
+        return self.run.folder / "best.safetensors"
+
+    def _save_checkpoint(self) -> None:
+        run = self.run
+        checkpoint.save_checkpoint(
+            run.folder,
+            self.trainee,
+            self.optimizer,
+            self.progress,
+            run.digest,
+            run.accelerator,
+            run.settings.keep_checkpoints,
+        )

@@ -1,0 +1,14 @@
+"""Settings of every test: no network, few threads."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import datasets
+import torch
+import transformers
+
+torch.set_num_threads(2)
+datasets.disable_progress_bars()
+transformers.utils.logging.set_verbosity_error()
