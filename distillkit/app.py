@@ -23,7 +23,7 @@ from distillkit import sweep
 from distillkit.cli import FLAGS, data_folder, report
 from distillkit.errors import UserError, did_you_mean
 from distillkit.explain import EXPECTED, explain
-from distillkit.freeze import register_resolvers, typed, typed_top
+from distillkit.freeze import register_resolvers, typed
 from distillkit.schema import Config
 
 HYDRA = (  # Hydra writes nothing of its own, whatever a recipe builds on
@@ -103,7 +103,7 @@ def check_flags(arguments: list[str]) -> Namespace:
         wrong = message.removeprefix("unrecognized arguments: ").split()[0]
         raise UserError(message, fix=did_you_mean(wrong, list(FLAGS)) if wrong.startswith("-") else None)
 
-    parser.error = refuse  # type: ignore[method-assign]
+    parser.error = refuse
     flags = parser.parse_args(arguments)
     if flags.resolve and not (flags.cfg or flags.help):
         raise UserError("--resolve goes with --cfg", fix="write --cfg job --resolve")
@@ -117,7 +117,9 @@ def run_job(command: str, cfg: DictConfig) -> None:
     from distillkit import launch
 
     if "output_dir" not in cfg:
-        raise UserError("the recipe does not build on distillkit's config", fix="begin it with defaults: [config, _self_]")
+        raise UserError(
+            "the recipe does not build on distillkit's config", fix="begin it with defaults: [config, _self_]"
+        )
     sweep.settle(cfg)
     launch.start(command, *resolve(command, cfg))
 
@@ -128,8 +130,8 @@ def resolve(command: str, cfg: DictConfig) -> tuple[Any, ...]:
         if command == "run":
             from distillkit.stages import resolve_stages
 
-            return typed_top(cfg), resolve_stages(cfg)
-        return (typed(cfg),)
+            return typed(cfg, command), resolve_stages(cfg)
+        return (typed(cfg, command),)
     except EXPECTED as error:
         raise explain(error, [data_folder("configs"), *Folders.folders]) from error
 

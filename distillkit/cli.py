@@ -24,8 +24,8 @@ TOOLS = {
 }
 VALUED = ("-c", "--cfg", "-p", "--package", "-cp", "--config-path", "-cn", "--config-name", "-cd", "--config-dir")
 INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
-FLAGS = ("--cfg", "--config-dir", "--config-name", "--help", "--hydra-help", "--info", "--multirun", "--package")
-FLAGS += ("--resolve", "--traceback", "--version")
+SHOWING = ("--cfg", "--resolve", "--package", "--info", "--help", "--hydra-help", "--version", "--traceback")
+FLAGS = (*SHOWING, "--multirun", "--config-dir", "--config-name")
 TRACEBACK = "DISTILLKIT_TRACEBACK"  # in the environment, so that worker processes see it
 
 USAGE = f"""\
@@ -74,7 +74,8 @@ TRAIN_KEYS = """\
   resume=auto|never|PATH         continue from a checkpoint"""
 KEYS = {
     "train": TRAIN_KEYS,
-    "run": "  stages.NAME.set.KEY=VALUE      change one stage; the keys of the other commands change all\n" + TRAIN_KEYS,
+    "run": "  stages.NAME.set.KEY=VALUE      change one stage; the keys of the other commands change all\n"
+    + TRAIN_KEYS,
     "eval": """\
   +evaluate.models.NAME=PATH     one more model of the table; the first is the teacher
   evaluate.split=NAME            validation, test, …

@@ -10,12 +10,7 @@ from typing import Any
 import yaml
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig
-from omegaconf.errors import (
-    ConfigAttributeError,
-    ConfigKeyError,
-    MissingMandatoryValue,
-    OmegaConfBaseException,
-)
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from distillkit.errors import UserError, did_you_mean
 
@@ -30,8 +25,11 @@ def explain(error: Exception, folders: list[Path]) -> UserError:
         if isinstance(link, MissingConfigException):
             return _missing_config(link, folders)
         if isinstance(link, OverrideParseException):
-            return UserError(f"cannot read the override: {link.message.splitlines()[0]}", where=link.override,
-                             fix="quote values with special characters: 'key=\"a,b\"'")
+            return UserError(
+                f"cannot read the override: {link.message.splitlines()[0]}",
+                where=link.override,
+                fix="quote values with special characters: 'key=\"a,b\"'",
+            )
         if isinstance(link, yaml.MarkedYAMLError) and link.problem_mark:
             mark = link.problem_mark
             return UserError(f"broken YAML: {link.problem}", where=f"{mark.name}:{mark.line + 1}")
@@ -52,8 +50,10 @@ def explain_value(error: OmegaConfBaseException, prefix: str = "") -> UserError:
         known = [str(key) for key in error.parent_node if key not in ("hydra", "defaults")]
         near = did_you_mean(str(error.key), known)
         return UserError("unknown key", where=where, fix=near or "nothing can be set here")
-    if isinstance(error, MissingMandatoryValue):
-        return UserError("needs a value", where=where, fix=f"set {error.full_key}=…")
+    missing = re.search(r"MissingMandatoryValue .* Missing mandatory value: (\S+)", str(error.msg))
+    if missing or isinstance(error, MissingMandatoryValue):
+        key = missing[1] if missing else error.full_key
+        return UserError("needs a value", where=f"{prefix}{key}", fix=f"set {key}=…")
     return UserError(_plainer(_first_line(error.msg or error)), where=where)
 
 

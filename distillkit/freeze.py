@@ -22,7 +22,7 @@ DECIDES = {  # command → the sections that its outcome depends on
     "generate-pseudo": ("task", "dataset", "teacher", "generate"),
     "compress": ("task", "dataset", "teacher", "loss", "train", "evaluate", "compress"),
 }
-OF_RUN = ("name", "output_dir", "root_dir", "resume", "overwrite", "train", "evaluate", "launch", "tracker")
+ALWAYS = ("name", "output_dir", "root_dir", "resume", "overwrite", "train", "launch", "tracker", "upstream")
 
 
 @dataclass(frozen=True)
@@ -39,23 +39,16 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("one_minus", lambda x: float(1 - Decimal(str(x))), replace=True)
 
 
-def typed(cfg: DictConfig) -> Config:
-    """Resolve a composed config, without its stages, and type it: sections are dataclasses, nodes plain mappings.
+def typed(cfg: DictConfig, command: str) -> Config:
+    """Resolve what a command needs of a composed config and type it: sections are dataclasses, nodes plain mappings.
+
+    The other sections stay empty: `eval` does not ask for a student's path, and `run` for nothing that its stages fill.
 
     Raises:
-        OmegaConfBaseException: A value is missing, of a wrong type, or refers to nothing.
+        OmegaConfBaseException: A key is unknown, or a value is missing, of a wrong type, or refers to nothing.
     """
-    alone = cfg.copy()
-    OmegaConf.set_struct(alone, False)
-    alone.stages = {}
-    return _to_config(alone)
-
-
-def typed_top(cfg: DictConfig) -> Config:
-    """Type the config of a whole `run`, whose nodes stay empty: only its stages have to fill them."""
-    values = {key: cfg[key] for key in OF_RUN}
-    resolved = {key: OmegaConf.to_container(v, resolve=True) if OmegaConf.is_config(v) else v for key, v in values.items()}
-    return _to_config(OmegaConf.create(resolved))
+    checked = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.to_container(cfg, resolve=False))
+    return _to_config(checked, [*ALWAYS, *DECIDES.get(command, ())])
 
 
 def freeze(config: Config) -> str:
@@ -65,7 +58,8 @@ def freeze(config: Config) -> str:
 
 def load(path: Path) -> Config:
     """Read what `freeze` wrote."""
-    return _to_config(cast(DictConfig, OmegaConf.load(path)))
+    frozen = OmegaConf.load(path)
+    return _to_config(frozen, list(frozen))
 
 
 def plain(config: Config) -> dict[str, Any]:
@@ -102,9 +96,15 @@ def leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
         yield key, value
 
 
-def _to_config(cfg: DictConfig) -> Config:
-    resolved = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+def _to_config(cfg: Any, keys: list[str]) -> Config:
+    resolved = {key: _resolved(cfg[key]) for key in keys}
     return cast(Config, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), _escape(resolved))))
+
+
+def _resolved(value: Any) -> Any:
+    if OmegaConf.is_config(value):
+        return OmegaConf.to_container(value, resolve=True, throw_on_missing=True)
+    return value
 
 
 def _escape(value: Any) -> Any:

@@ -1,5 +1,140 @@
-"""stub"""
-def start(command, config, stages=None):
-    from distillkit.freeze import differences, freeze
-    print(freeze(config))
-    for s in (stages or {}).values(): print("STAGE", s.name, s.command, "\n".join(differences(config, s.config)))
+"""Run a command here, or in N processes (Accelerate) on one or more machines. Imports no torch.
+
+`python -m distillkit.launch ARGUMENTS` is the agent in between: `accelerate launch` that knows when to use gloo,
+passes exit codes through, and ends with the process that started it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import yaml
+
+from distillkit.errors import UserError
+from distillkit.freeze import freeze
+from distillkit.schema import Config, LaunchSettings
+from distillkit.worker import COMPLAINT, run
+
+
+def start(command: str, config: Config, *stages: Any) -> dict[str, Any] | None:
+    """Run a command and return its report, or None if other processes wrote it.
+
+    One process works in place, and so does each process that torchrun or Slurm started. `run` works in place too:
+    it starts its stages from here.
+
+    Raises:
+        UserError: Bad input, found by any process.
+        SystemExit: A process failed; it has said why.
+    """
+    settings = config.launch
+    alone = settings.num_processes == 1 and settings.num_machines == 1 and settings.config_file is None
+    if command == "run" or alone or {"RANK", "LOCAL_RANK"} & set(os.environ):
+        return run(command, config, *stages)
+    with TemporaryDirectory(prefix="distillkit-") as folder:
+        _spawn(command, config, Path(folder))
+    return None
+
+
+def accelerate_config(settings: LaunchSettings) -> dict[str, Any]:
+    """Say everything that `accelerate launch` would otherwise look up in the user's default config.
+
+    MULTI_GPU is the form that starts N processes on CPUs too; MULTI_CPU starts one unless MPI is there.
+    """
+    machines, processes = settings.num_machines, settings.num_processes
+    if machines < 1 or processes < 1 or processes % machines:
+        raise UserError(f"{processes} processes do not spread over {machines} machines", where="launch.num_processes")
+    if machines > 1 and not (settings.main_process_ip and settings.main_process_port):
+        raise UserError("needed with several machines", where="launch.main_process_ip and launch.main_process_port")
+    if not 0 <= settings.machine_rank < machines:
+        raise UserError(f"must be from 0 to {machines - 1}, got {settings.machine_rank}", where="launch.machine_rank")
+    return {
+        "compute_environment": "LOCAL_MACHINE",
+        "distributed_type": "MULTI_GPU",
+        "num_processes": processes,
+        "num_machines": machines,
+        "machine_rank": settings.machine_rank,
+        "main_process_ip": settings.main_process_ip,
+        "main_process_port": settings.main_process_port or 0,
+        "gpu_ids": "all",
+        "mixed_precision": "no",
+        "use_cpu": False,
+        "debug": False,
+    }
+
+
+def _spawn(command: str, config: Config, folder: Path) -> None:
+    settings = config.launch
+    frozen = folder / f"{command}.yaml"
+    frozen.write_text(freeze(config), encoding="utf-8")
+    if settings.config_file is None:
+        launcher = folder / "accelerate.yaml"
+        launcher.write_text(yaml.safe_dump(accelerate_config(settings)), encoding="utf-8")
+    else:
+        launcher = Path(settings.config_file)
+        if not launcher.is_file():
+            raise UserError(f"no such file: {launcher}", where="launch.config_file")
+    here = settings.num_processes // settings.num_machines
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // max(1, here)))
+    flags = ["--config_file", str(launcher), "--num_cpu_threads_per_process", threads, "--module"]
+    argv = [sys.executable, "-m", "distillkit.launch", *flags, "distillkit.worker", command, str(frozen)]
+    code = _wait(argv)
+    complaint = folder / COMPLAINT
+    if complaint.exists():
+        raise UserError(complaint.read_text(encoding="utf-8"))
+    if code:
+        raise SystemExit(code)
+
+
+def _wait(argv: list[str]) -> int:
+    """Run the agent in a session of its own; when this process ends, however it ends, the closed pipe tells it."""
+    process = subprocess.Popen(argv, stdin=subprocess.PIPE, start_new_session=True)
+    assert process.stdin is not None
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        return process.wait()
+    finally:
+        process.stdin.close()
+        process.wait()
+        signal.signal(signal.SIGTERM, before)
+
+
+def agent(arguments: list[str]) -> int:
+    """Be `accelerate launch`, and return the exit code of the first process that failed."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+    import torch
+    from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    logging.disable(logging.ERROR)  # torchrun's reports about processes that have reported themselves
+    if not torch.cuda.is_available():
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+    try:
+        launch_command(launch_command_parser().parse_args(arguments))
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if failure.exitcode < 0:
+            name = signal.Signals(-failure.exitcode).name
+            print(f"distillkit: error: process {rank} was ended by {name}; the others were stopped", file=sys.stderr)
+        return failure.exitcode if failure.exitcode > 0 else 1
+    except SignalException as error:
+        return 128 + error.sigval
+    return 0
+
+
+def _end_with_parent() -> None:
+    os.read(0, 1)  # returns when the pipe closes
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    sys.exit(agent(sys.argv[1:]))

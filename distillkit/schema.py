@@ -116,6 +116,7 @@ class Config:
     root_dir: str = "${output_dir}"  # of the whole run; a stage's output_dir lies in it
     resume: str = "auto"  # auto, never, or the path of a checkpoint
     overwrite: bool = False  # throw away what another config left in output_dir
+    vars: dict[str, Any] = field(default_factory=dict)  # a recipe's own values, for its other keys to refer to
     task: Any = field(default_factory=dict)
     dataset: Any = field(default_factory=dict)
     teacher: Any = field(default_factory=dict)

@@ -95,7 +95,8 @@ class HeadLogits:
 
     def rows(self, start: int, stop: int) -> Tensor:
         """Compute the logits `[stop - start, vocab]` of some items."""
-        return self.finish(functional.linear(self.hidden[start:stop], self.weight, self.bias))
+        hidden = self.hidden[start:stop].to(self.weight.dtype)
+        return self.finish(functional.linear(hidden, self.weight, self.bias))
 
     def finish(self, product: Tensor) -> Tensor:
         """Apply scale and soft cap to the head's product."""
@@ -122,7 +123,9 @@ class Signal:
 class Model(Protocol):
     """Anything that answers a batch with a signal: a live model, an ONNX session, recorded outputs."""
 
-    def __call__(self, batch: Batch) -> Signal: ...
+    def __call__(self, batch: Batch) -> Signal:
+        """Answer a batch."""
+        ...
 
 
 def chunks(items: int, classes: int, budget: int = 1 << 24) -> Iterator[tuple[int, int]]:

@@ -49,15 +49,16 @@ def _resolve(cfg: DictConfig, name: str, earlier: dict[str, StageJob]) -> StageJ
     own = cfg.copy()
     OmegaConf.set_struct(own, False)
     for group, option in stage["choose"].items():
+        chosen = _option(group, option, f"{where}.choose.{group}")
         own[group] = getattr(Config(), group)
-        own.merge_with(_option(group, option, f"{where}.choose.{group}"))
+        own.merge_with(chosen)
     try:
         own.merge_with(stage["set"])
     except OmegaConfBaseException as error:
         raise explain_value(error, prefix=f"{where}.set.") from error
     own.merge_with({"name": f"{cfg.name}-{name}", "output_dir": f"{folder}/{name}", "root_dir": folder})
     try:
-        config = typed(own)
+        config = typed(own, command)
     except OmegaConfBaseException as error:
         raise explain_value(error, prefix=f"{where}: ") from error
     config.upstream = _upstream(plain(config), earlier)

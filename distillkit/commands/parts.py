@@ -59,7 +59,7 @@ class Data:
 
     Attributes:
         rows: The dataset.
-        labels: Class names in the order of their ids; None for tasks without classes.
+        labels: Class names in the order of their ids; None for tasks without classes and rows without labels.
     """
 
     rows: Rows
@@ -70,7 +70,18 @@ def load_data(source: Source, task: Task) -> Data:
     """Read the rows and check that they have what the task reads."""
     rows = source.load()
     check_columns(rows, task)
-    return Data(rows, label_names(rows) if task.has_classes else None)
+    known = rows.labels is not None or any("label" in split.column_names for split in rows.splits.values())
+    return Data(rows, label_names(rows) if task.has_classes and known else None)
+
+
+def require_labels(rows: Rows, split: str, task: Task, why: str) -> None:
+    """Refuse a split without hard labels where they are needed."""
+    if task.has_classes and "label" not in rows.split(split).column_names:
+        raise UserError(
+            f"the {split} split has no labels, and {why} needs them",
+            where="dataset.columns.label",
+            fix="map the column that holds them",
+        )
 
 
 def load_teacher(teacher: Teacher, task: Task, data: Data, device: torch.device) -> tuple[Model, LiveModel | None]:

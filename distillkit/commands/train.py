@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from distillkit.commands.parts import (
     load_data,
     load_teacher,
     make_accelerator,
+    require_labels,
 )
 from distillkit.data.encode import Encoded, encode
 from distillkit.errors import UserError
@@ -69,6 +70,10 @@ def main(config: Config) -> dict[str, Any]:
     teacher, live = None, None
     if plan.teacher is not None and (plan.objective.needs_teacher or plan.student.needs_teacher):
         teacher, live = load_teacher(plan.teacher, plan.task, data, accelerator.device)
+    if plan.objective.needs_labels:
+        require_labels(data.rows, "train", plan.task, "the loss")
+    if data.labels is None and plan.task.has_classes:
+        data = _labelled_by(live, data)
     student = plan.student.build(plan.task, data.labels, data.rows, live)
     if live is not None:
         check_same_vocabulary(live.tokenizer, student.tokenizer)
@@ -156,9 +161,19 @@ def _step(checkpoint: Path | None) -> int:
     return 0 if checkpoint is None else int(checkpoint.name.removeprefix("step-"))
 
 
+def _labelled_by(teacher: LiveModel | None, data: Data) -> Data:
+    """Take the class names of the teacher for rows that have no labels."""
+    if teacher is None:
+        raise UserError(
+            "no row has a label, and no teacher knows the classes", where="dataset.labels", fix="list the class names"
+        )
+    return replace(data, labels=teacher.labels)
+
+
 def _validation(data: Data, task: Task, student: LiveModel) -> Encoded | None:
     if "validation" not in data.rows.splits:
         return None
+    require_labels(data.rows, "validation", task, "evaluation")
     return encode(data.rows, "validation", task, student.tokenizer, data.labels)
 
 

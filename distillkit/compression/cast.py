@@ -24,7 +24,7 @@ class Cast(Step):
 
     def __init__(self, dtype: str) -> None:
         if dtype not in DTYPES:
-            raise UserError(f"unknown dtype '{dtype}'", where="Cast.dtype", fix=did_you_mean(dtype, list(DTYPES)))
+            raise UserError(f"unknown dtype '{dtype}'", where="dtype", fix=did_you_mean(dtype, list(DTYPES)))
         self.dtype = dtype
 
     def __call__(self, variant: Variant, context: Context) -> Variant:  # noqa: ARG002
@@ -51,5 +51,5 @@ def cast(model: Any, dtype: torch.dtype) -> None:
             was_finite = bool(tensor.isfinite().all())
             tensor.data = tensor.data.to(dtype)
             if was_finite and not tensor.isfinite().all():
-                raise UserError(f"{name} exceeds the range of {dtype}", where="Cast.dtype", fix="use bfloat16")
+                raise UserError(f"{name} exceeds the range of {dtype}", where="dtype", fix="use bfloat16")
     model.config.dtype = dtype

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import logging
 import warnings
 from collections.abc import Iterator
@@ -16,9 +17,10 @@ from distillkit.compression.cast import cast
 from distillkit.compression.variant import Context, Kind, Step, Variant
 from distillkit.errors import UserError
 from distillkit.models.live import LiveModel
-from distillkit.models.onnx import GRAPH, NONZEROS, PARAMETERS, OnnxModel, require_onnx
+from distillkit.models.onnx import GRAPH, MODULE, NONZEROS, PARAMETERS, OnnxModel, require_onnx
 from distillkit.signals import Batch
 
+SCOPES = "pkg.torch.onnx.name_scopes"  # the exporter's list of the modules around a node, and the operator
 TOLERANCE = 1e-3  # of logits, or of the largest where that exceeds 1
 
 
@@ -82,14 +84,25 @@ def export(live: LiveModel, example: Batch, folder: Path) -> None:
             )
     except torch.onnx.OnnxExporterError as error:
         reason = str(error.__cause__ or error).strip().splitlines()[0]
-        raise UserError(f"cannot export {type(model).__name__} to ONNX: {reason}", where="compress.steps") from error
+        raise UserError(f"cannot export {type(model).__name__} to ONNX: {reason}") from error
     assert program is not None
     counts = {PARAMETERS: str(live.count_parameters()), NONZEROS: str(live.count_nonzeros())}
     program.model.metadata_props.update(counts)
+    tidy(program.model.graph)
     folder.mkdir(parents=True, exist_ok=True)
     program.save(folder / GRAPH)
     model.config.save_pretrained(folder)
     live.tokenizer.save_pretrained(folder)
+
+
+def tidy(graph: Any) -> None:
+    """Keep of a graph's metadata which module a node came from: the rest is large and names files of this machine."""
+    graph.metadata_props.clear()
+    for node in graph.all_nodes():
+        *modules, _operator = ast.literal_eval(node.metadata_props.get(SCOPES, "['']"))
+        node.metadata_props.clear()
+        if modules and modules[-1].startswith("model."):
+            node.metadata_props[MODULE] = modules[-1].removeprefix("model.")
 
 
 @torch.no_grad()
@@ -111,8 +124,7 @@ def check(exported: OnnxModel, model: Any, example: Batch) -> None:
         difference = float((logits.rows(0, len(logits)) - expected[counted]).abs().max())
         if not difference <= TOLERANCE * max(1.0, float(expected[counted].abs().max())):
             raise UserError(
-                f"the ONNX export of {type(model).__name__} differs from the model by {difference:.2g} in its logits",
-                where="compress.steps",
+                f"the ONNX export of {type(model).__name__} differs from the model by {difference:.2g} in its logits"
             )
 
 

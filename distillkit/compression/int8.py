@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,9 @@ from typing import Any
 from distillkit.compression.export import onnx_model, quiet
 from distillkit.compression.variant import TORCH, Context, Kind, Step, Variant, matching
 from distillkit.errors import UserError
-from distillkit.models.onnx import GRAPH, OnnxModel, require_onnx
+from distillkit.models.live import LiveModel
+from distillkit.models.onnx import GRAPH, MODULE, OnnxModel, require_onnx
 
-SCOPES = "pkg.torch.onnx.name_scopes"  # the exporter's record of the modules around a node, outermost first
 LINEAR = ("MatMul", "Gemm")
 
 
@@ -31,6 +30,11 @@ class OnnxInt8(Step):
         require_onnx()
         self.embeddings = embeddings
         self.exclude = exclude or []
+
+    def check(self, start: LiveModel | OnnxModel) -> None:
+        """Refuse patterns that match nothing."""
+        if isinstance(start, LiveModel):
+            matching((name for name, _ in start.model.named_modules()), self.exclude, "exclude")
 
     def __call__(self, variant: Variant, context: Context) -> Variant:
         """Quantise."""
@@ -55,10 +59,10 @@ def quantise(source: Path, target: Path, operators: list[str], exclude: list[str
     graph = onnx.load(source)
     del graph.graph.value_info[:]  # the quantiser trips over shapes that it changes
     fold_transposes(graph.graph)
-    scopes = {node.name: module_of(node) for node in graph.graph.node}
-    modules = matching(sorted(set(scopes.values()) - {""}), exclude, "OnnxInt8.exclude")
+    origins = {node.name: module_of(node) for node in graph.graph.node}
+    modules = matching(sorted(set(origins.values()) - {""}), exclude, "exclude")
     large = source.with_name(f"{GRAPH}.data").exists()
-    kept = [node for node, module in scopes.items() if module in modules]
+    kept = [node for node, module in origins.items() if module in modules]
     kept += [f"{node}_MatMul" for node in kept]  # what the quantiser renames a Gemm to
     prepared = target.with_name("prepared.onnx")
     onnx.save(graph, prepared, save_as_external_data=large, location="prepared.onnx.data")
@@ -77,7 +81,7 @@ def quantise(source: Path, target: Path, operators: list[str], exclude: list[str
     written = onnx.load(target, load_external_data=False)
     bytewise = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)  # linear layers, embeddings
     if not any(tensor.data_type in bytewise for tensor in written.graph.initializer):
-        raise UserError("nothing is left to quantise", where="OnnxInt8.exclude")
+        raise UserError("nothing is left to quantise", where="exclude")
 
 
 def fold_transposes(graph: Any) -> None:
@@ -98,6 +102,4 @@ def fold_transposes(graph: Any) -> None:
 
 def module_of(node: Any) -> str:
     """Return the transformers module that a node came from, such as "bert.encoder.layer.0.output.dense"."""
-    recorded = next((entry.value for entry in node.metadata_props if entry.key == SCOPES), "['']")
-    *modules, _operator = ast.literal_eval(recorded)
-    return modules[-1].removeprefix("model.") if modules and modules[-1] != "model" else ""
+    return next((entry.value for entry in node.metadata_props if entry.key == MODULE), "")

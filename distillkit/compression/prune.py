@@ -11,6 +11,8 @@ from transformers.pytorch_utils import Conv1D
 
 from distillkit.compression.variant import Context, Masks, Step, Variant, matching, torch_model
 from distillkit.errors import UserError, did_you_mean
+from distillkit.models.live import LiveModel
+from distillkit.models.onnx import OnnxModel
 
 CAUTION = "zeros are stored and multiplied like any other number: neither size nor speed changes"
 LARGEST = 2**31 - 1  # the bits of any float32 ≥ 0 are at most this
@@ -35,19 +37,23 @@ class MagnitudePrune(Step):
         scope: str = "global",
         exclude: list[str] | None = None,
     ) -> None:
-        where = "MagnitudePrune"
         if (epsilon is None) == (sparsity is None):
-            raise UserError("set either epsilon or sparsity", where=where)
+            raise UserError("set either epsilon or sparsity, and the other to null")
         if epsilon is not None and not epsilon > 0:
-            raise UserError(f"epsilon must be above 0, got {epsilon}", where=where)
+            raise UserError(f"must be above 0, got {epsilon}", where="epsilon")
         if sparsity is not None and not 0 < sparsity < 1:
-            raise UserError(f"sparsity must lie between 0 and 1, got {sparsity}", where=where)
+            raise UserError(f"must lie between 0 and 1, got {sparsity}", where="sparsity")
         if scope not in ("global", "layer"):
-            raise UserError(f"unknown scope '{scope}'", where=where, fix=did_you_mean(scope, ["global", "layer"]))
+            raise UserError(f"unknown scope '{scope}'", where="scope", fix=did_you_mean(scope, ["global", "layer"]))
         self.epsilon = epsilon
         self.sparsity = sparsity
         self.scope = scope
         self.exclude = exclude or []
+
+    def check(self, start: LiveModel | OnnxModel) -> None:
+        """Refuse patterns that match nothing."""
+        if isinstance(start, LiveModel):
+            prunable(start.model, self.exclude)
 
     def __call__(self, variant: Variant, context: Context) -> Variant:  # noqa: ARG002
         """Prune in place; weights that an earlier step pruned stay pruned."""
@@ -56,7 +62,7 @@ class MagnitudePrune(Step):
         masks = self._masks(weights)
         masks |= {name: mask & masks[name] if name in masks else mask for name, mask in variant.masks.items()}
         hold(model, masks)
-        return Variant(variant.model, masks, sparsity_notes(model, masks))
+        return Variant(variant.model, masks, {**sparsity_notes(model, masks), "caution": CAUTION})
 
     def _masks(self, weights: dict[str, Tensor]) -> Masks:
         if self.epsilon is not None:
@@ -76,7 +82,7 @@ def prunable(model: Any, exclude: list[str]) -> dict[str, Tensor]:
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     head = model.get_output_embeddings()
     body = set(model.base_model.modules()) - {head}
-    left_out = matching(dict(model.named_modules()), exclude, "MagnitudePrune.exclude")
+    left_out = matching(dict(model.named_modules()), exclude, "exclude")
     weights = {
         f"{name}.weight": module.weight
         for name, module in model.named_modules()
@@ -84,7 +90,7 @@ def prunable(model: Any, exclude: list[str]) -> dict[str, Tensor]:
     }
     weights = {name: weight for name, weight in weights.items() if id(weight) not in embeddings}
     if not weights:
-        raise UserError(f"{type(model).__name__} has no linear layers to prune", where="MagnitudePrune")
+        raise UserError(f"{type(model).__name__} has no linear layers to prune")
     return weights
 
 
@@ -138,10 +144,10 @@ def revived(model: nn.Module, masks: Masks) -> int:
     return alive
 
 
-def sparsity_notes(model: nn.Module, masks: Masks) -> dict[str, Any]:
-    """Return the share of zeros in the pruned layers and in the whole model, and what they do not change."""
+def sparsity_notes(model: nn.Module, masks: Masks) -> dict[str, float]:
+    """Return the share of zeros in the pruned layers and in the whole model."""
     pruned = [model.get_parameter(name) for name in masks]
-    return {"sparsity": _zeros(pruned), "sparsity_of_model": _zeros(list(model.parameters())), "caution": CAUTION}
+    return {"sparsity": _zeros(pruned), "sparsity_of_model": _zeros(list(model.parameters()))}
 
 
 def _zeros(parameters: Sequence[Tensor]) -> float:

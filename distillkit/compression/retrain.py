@@ -22,6 +22,7 @@ class Retrain(Step):
     """
 
     accepts = frozenset({Kind.float32})
+    trains = True
 
     def __init__(self, train: dict[str, Any] | None = None) -> None:
         self.train = train or {}
@@ -30,7 +31,8 @@ class Retrain(Step):
     def __call__(self, variant: Variant, context: Context) -> Variant:
         """Retrain in place."""
         live = torch_model(variant)
-        context.retrain(live, variant.masks, merge(context.settings, self.train), context.folder)
+        assert context.retrain is not None
+        context.retrain(live, variant.masks, merge(context.settings, self.train))
         alive = revived(live.model, variant.masks)
         if alive:
             raise RuntimeError(f"retraining revived {alive} pruned weights")

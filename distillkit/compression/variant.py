@@ -55,13 +55,14 @@ class Context:
     Attributes:
         example: Some real rows, for tracing and checking an export.
         settings: The recipe's train settings.
-        retrain: Distils into a model while the masked weights stay zero; its files go to the folder.
-        folder: Where this step may leave files of its own. It lives as long as the chain.
+        retrain: Distils into a model, in place, while the masked weights stay zero;
+            None where no step has `trains`.
+        folder: Where this step may leave files of its own; they live as long as the chain.
     """
 
     example: Batch
     settings: TrainSettings
-    retrain: Callable[[LiveModel, Masks, TrainSettings, Path], None]
+    retrain: Callable[[LiveModel, Masks, TrainSettings], None] | None
     folder: Path
 
 
@@ -71,10 +72,15 @@ class Step(ABC):
     Attributes:
         accepts: The kinds of model it can start from.
         gives: The kind that it makes, or None if the kind stays.
+        trains: Whether it calls the context's `retrain`.
     """
 
     accepts: ClassVar[frozenset[Kind]] = TORCH
-    gives: Kind | None = None
+    gives: ClassVar[Kind | None] = None
+    trains: ClassVar[bool] = False
+
+    def check(self, start: LiveModel | OnnxModel) -> None:  # noqa: B027
+        """Refuse what does not fit the model that the chain starts from, before anything is computed."""
 
     @abstractmethod
     def __call__(self, variant: Variant, context: Context) -> Variant:
@@ -114,7 +120,7 @@ def torch_model(variant: Variant) -> LiveModel:
     """
     if isinstance(variant.model, LiveModel):
         return variant.model
-    raise UserError("this step needs PyTorch weights, and gets an ONNX model", where="compress.steps")
+    raise UserError("this step needs PyTorch weights, and gets an ONNX model")
 
 
 def matching(names: Iterable[str], patterns: list[str], key: str) -> set[str]:

@@ -44,7 +44,7 @@ def label_names(rows: Rows) -> list[str]:
     if rows.labels is not None:
         return rows.labels
     split = next(iter(rows.splits))
-    found = {str(label) for label in rows.split(split)["label"] if label is not None}
+    found = {label for label in rows.split(split)["label"][:] if label is not None}
     if not found:
         raise UserError(f"the {split} split of dataset '{rows.name}' has no labels", where="dataset.labels")
     return sorted(found, key=lambda label: (not label.isdigit(), int(label) if label.isdigit() else 0, label))
@@ -83,7 +83,9 @@ def encode(rows: Rows, split: str, task: Task, tokenizer: Any, labels: list[str]
         lambda columns: task.encode(columns, tokenizer, ids),
         batched=True,
         remove_columns=table.column_names,
-        new_fingerprint=f"{rows.name}-{split}",
+        keep_in_memory=True,
+        load_from_cache_file=False,  # a cache entry would have to know task, tokenizer and labels
+        new_fingerprint="encoded",
     )
     if len(encoded) == 0:
         raise UserError(f"no row of the {split} split of '{rows.name}' is long enough to learn from", where="dataset")
@@ -93,17 +95,22 @@ def encode(rows: Rows, split: str, task: Task, tokenizer: Any, labels: list[str]
 
 def _check_values(rows: Rows, split: str, table: Dataset, labels: list[str] | None) -> None:
     for column in ("text", "text_pair", "prompt", "completion"):
-        for index, value in enumerate(table[column] if column in table.column_names else []):
+        for index, value in enumerate(_values(table, column)):
             if not isinstance(value, str):
                 found = "missing" if value is None else f"{type(value).__name__}, not text"
                 raise UserError(f"{column} is {found}", where=rows.where(split, index))
-    if labels is None or "label" not in table.column_names:
+    if labels is None:
         return
-    for index, label in enumerate(_names(table)):
-        if label is not None and label not in labels:
+    known = set(labels)
+    for index, label in enumerate(_values(table, "label")):
+        if label is not None and label not in known:
             fix = did_you_mean(label, labels) if len(labels) <= 20 else None
             raise UserError(f"label '{label}' is not among the declared ones", where=rows.where(split, index), fix=fix)
+    for index, logits in enumerate(_values(table, "teacher_logits")):
+        if logits is not None and len(logits) != len(labels):
+            problem = f"{len(logits)} teacher_logits for {len(labels)} classes ({', '.join(labels[:8])})"
+            raise UserError(problem, where=rows.where(split, index))
 
 
-def _names(table: Dataset) -> list[str | None]:
-    return [None if label is None else str(label) for label in table["label"]]
+def _values(table: Dataset, column: str) -> list[Any]:
+    return table[column][:] if column in table.column_names else []

@@ -16,19 +16,22 @@ import pyarrow.json
 import pyarrow.parquet
 from datasets import Dataset
 
-from distillkit.data.rows import SPLITS, Rows, chosen_columns, select_columns
+from distillkit.data.rows import SPLITS, Rows, check_limit, chosen_columns, name_labels, select_columns
 from distillkit.errors import UserError
 
 
 class FileDataset:
-    """Read local files, one row a line (JSONL, CSV, TSV, text) or a record (Parquet).
+    """Read local files: a row is a line (JSONL, text) or a record (CSV, TSV, Parquet).
+
+    Values in CSV and TSV are text, whatever they look like. A blank line is no row.
 
     Args:
         train: A file, a glob pattern or a list of them; the ending decides the format.
         validation: Likewise.
         test: Likewise.
         columns: Canonical column → its name in the files; null leaves a column out.
-        labels: Names of the classes in the order of their ids; null: the sorted labels of the training split.
+        labels: Names of the classes in the order of their ids; null: those that the files declare (Parquet), or the
+            sorted labels of the training split.
         limit: Use at most so many rows of each split, drawn with a fixed seed.
         name: For reports; null: the folder of the training file.
     """
@@ -48,32 +51,37 @@ class FileDataset:
             raise UserError("no files given", where="dataset", fix="set dataset.train=FILE")
         self.columns = chosen_columns(columns or {"text": "text", "label": "label"})
         self.labels = labels
-        self.limit = limit
+        self.limit = check_limit(limit)
         self.name = name
 
     def load(self) -> Rows:
         """Read every split.
 
         Raises:
-            UserError: If a file is missing or unreadable (with its line), or lacks a column.
+            UserError: If a file is missing or unreadable (with its line), has no rows or lacks a column.
         """
-        splits, places = {}, {}
+        splits, places, labels = {}, {}, self.labels
         for split, patterns in self.files.items():
             paths = find_files(patterns, f"dataset.{split}")
             parts = [read_table(path) for path in paths]
             rows = Dataset(_concatenate(parts, paths))
+            if len(rows) == 0:
+                raise UserError("there are no rows in it", where=", ".join(map(str, paths)))
             kept = sample(len(rows), self.limit)
-            splits[split] = select_columns(rows.select(kept) if self.limit else rows, self.columns, str(paths[0]))
+            rows = select_columns(rows.select(kept) if self.limit else rows, self.columns, str(paths[0]))
+            splits[split], declared = name_labels(rows)
+            labels = labels or declared
             places[split] = (paths, list(accumulate(part.num_rows for part in parts)), kept)
         name = self.name or Path(next(iter(places.values()))[0][0]).resolve().parent.name
-        return Rows(name, splits, self.labels, _locator(places))
+        return Rows(name, splits, labels, _locator(places))
 
 
 def find_files(patterns: str | list[str], key: str) -> list[Path]:
     """Resolve file names and glob patterns, in sorted order for each pattern."""
     found = []
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        matches = sorted(glob(str(Path(pattern).expanduser()), recursive=True))
+        path = Path(pattern).expanduser()
+        matches = [str(path)] if path.is_file() else sorted(glob(str(path), recursive=True))  # noqa: PTH207
         if not matches:
             raise UserError(f"no such file: {pattern}", where=key)
         found += [Path(match) for match in matches]
@@ -90,7 +98,7 @@ def read_table(path: Path) -> pyarrow.Table:
         raise UserError(f"unknown file type '{path.suffix}'", where=str(path), fix=f"use {', '.join(READERS)}")
     try:
         return READERS[path.suffix](path)
-    except (pyarrow.ArrowInvalid, UnicodeDecodeError) as error:
+    except pyarrow.ArrowInvalid as error:
         raise UserError(f"cannot be read: {str(error).splitlines()[0]}", where=str(path)) from error
 
 
@@ -104,10 +112,18 @@ def sample(rows: int, limit: int | None) -> np.ndarray:
 def _read_jsonl(path: Path) -> pyarrow.Table:
     if path.stat().st_size == 0:
         return pyarrow.table({})
+    options = pyarrow.json.ReadOptions(block_size=1 << 27)
     try:
-        return pyarrow.json.read_json(path, read_options=pyarrow.json.ReadOptions(block_size=1 << 27))
+        table = pyarrow.json.read_json(path, read_options=options)
+        dates = [column.name for column in table.schema if pyarrow.types.is_timestamp(column.type)]
+        if dates:  # Arrow takes text that looks like a date for one
+            schema = pyarrow.schema([(name, pyarrow.string()) for name in dates])
+            table = pyarrow.json.read_json(path, options, pyarrow.json.ParseOptions(explicit_schema=schema))
     except pyarrow.ArrowInvalid as error:
         raise _first_bad_line(path) or error from error
+    if table.num_rows != sum(1 for _ in _lines(path)):  # Arrow takes objects over several lines, or several in one
+        raise _first_bad_line(path) or UserError("each line must hold one JSON object", where=str(path))
+    return table
 
 
 def _first_bad_line(path: Path) -> UserError | None:
@@ -128,17 +144,29 @@ def _first_bad_line(path: Path) -> UserError | None:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    with path.open(encoding="utf-8") as file:
-        yield from ((number, line) for number, line in enumerate(file, start=1) if line.strip())
+    """Yield the lines that are not blank, with their numbers."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+            except UnicodeDecodeError as error:
+                raise UserError(f"not UTF-8 text ({error.reason})", where=f"{path}:{number}") from error
+            if text.strip():
+                yield number, text
 
 
 def _read_csv(path: Path) -> pyarrow.Table:
-    options = pyarrow.csv.ParseOptions(delimiter="\t" if path.suffix == ".tsv" else ",", newlines_in_values=True)
-    return pyarrow.table({}) if path.stat().st_size == 0 else pyarrow.csv.read_csv(path, parse_options=options)
+    if path.stat().st_size == 0:
+        return pyarrow.table({})
+    parse = pyarrow.csv.ParseOptions(delimiter="\t" if path.suffix == ".tsv" else ",", newlines_in_values=True)
+    with pyarrow.csv.open_csv(path, parse_options=parse) as file:
+        names = file.schema.names
+    text = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(names, pyarrow.string()))
+    return pyarrow.csv.read_csv(path, parse_options=parse, convert_options=text)
 
 
 def _read_text(path: Path) -> pyarrow.Table:
-    return pyarrow.table({"text": [line.rstrip("\n") for _, line in _lines(path)]})
+    return pyarrow.table({"text": [line for _, line in _lines(path)]})
 
 
 READERS: dict[str, Callable[[Path], pyarrow.Table]] = {

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from datasets import ClassLabel, Dataset, load_dataset
+from datasets import Dataset, load_dataset
 
 from distillkit.data.files import sample
-from distillkit.data.rows import SPLITS, Rows, chosen_columns, select_columns
+from distillkit.data.rows import (
+    SPLITS,
+    Rows,
+    check_limit,
+    chosen_columns,
+    name_labels,
+    select_columns,
+    split_and_row,
+)
 from distillkit.errors import UserError
 
 
@@ -44,21 +52,18 @@ class HubDataset:
         }
         self.columns = chosen_columns(columns or {"text": "text", "label": "label"})
         self.labels = labels
-        self.limit = limit
+        self.limit = check_limit(limit)
 
     def load(self) -> Rows:
         """Download, or read from the cache, every split."""
-        splits, labels = {}, self.labels
+        splits, labels, kept = {}, self.labels, {}
         for ours, theirs in self.hub_splits.items():
             rows = select_columns(self._load_split(theirs), self.columns, f"{self.path} ({theirs})")
-            rows = rows.select(sample(len(rows), self.limit)) if self.limit else rows
-            kind = rows.features.get("label")
-            if isinstance(kind, ClassLabel):
-                labels = labels or list(kind.names)
-                names = [kind.names[label] if label is not None and label >= 0 else None for label in rows["label"]]
-                rows = rows.remove_columns("label").add_column("label", names)
-            splits[ours] = rows
-        return Rows(f"{self.path} {self.config or ''}".strip(), splits, labels)
+            kept[ours] = sample(len(rows), self.limit)
+            splits[ours], declared = name_labels(rows.select(kept[ours]) if self.limit else rows)
+            labels = labels or declared
+        name = f"{self.path} {self.config or ''}".strip()
+        return Rows(name, splits, labels, lambda split, index: split_and_row(split, int(kept[split][index])))
 
     def _load_split(self, split: str) -> Dataset:
         try:

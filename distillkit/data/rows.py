@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
-from datasets import Dataset
+from datasets import ClassLabel, Dataset, Value
 
 from distillkit.errors import UserError, did_you_mean
 
 SPLITS = ("train", "validation", "test")
-COLUMNS = ("text", "text_pair", "label", "prompt", "completion", "teacher_logits")
+COLUMNS = ("text", "text_pair", "label", "prompt", "completion", "finished", "teacher_logits")
 
 
 def split_and_row(split: str, index: int) -> str:
@@ -25,7 +25,7 @@ class Rows:
 
     Attributes:
         name: For reports and model cards.
-        splits: "train", "validation", "test" → rows; only canonical columns.
+        splits: "train", "validation", "test" → rows; only canonical columns. A label is text, or null.
         labels: Names of the classes in the order of their ids, as the source declares them; None if it does not.
         where: (split, index) → the place of a row in its source, for messages.
     """
@@ -78,3 +78,35 @@ def select_columns(rows: Dataset, columns: Mapping[str, str], where: str) -> Dat
     return rows.select_columns(list(columns.values())).rename_columns(
         {column: canonical for canonical, column in columns.items() if column != canonical}
     )
+
+
+def name_labels(rows: Dataset) -> tuple[Dataset, list[str] | None]:
+    """Turn the label column into text, without a label null; return the class names too if the column declares them.
+
+    No label is what is empty, not a number, or -1 in a column of class ids (how the hub marks hidden test labels).
+    """
+    kind = rows.features.get("label")
+    if kind is None:
+        return rows, None
+    names = list(kind.names) if isinstance(kind, ClassLabel) else None
+    texts = [_label_text(label, names) for label in rows["label"][:]]
+    return rows.remove_columns("label").add_column("label", texts, feature=Value("string")), names
+
+
+def _label_text(label: Any, names: list[str] | None) -> str | None:
+    if isinstance(label, list | dict):
+        raise UserError(f"a label is text or a number, got {label}", where="dataset.columns.label")
+    if label is None or label == "" or label != label:
+        return None
+    if names is not None:
+        return names[label] if label >= 0 else None
+    if isinstance(label, bool):
+        return str(label).lower()
+    return f"{label:g}" if isinstance(label, float) else str(label)
+
+
+def check_limit(limit: int | None) -> int | None:
+    """Refuse a limit that leaves no rows."""
+    if limit is not None and limit < 1:
+        raise UserError(f"{limit} rows are none", where="dataset.limit", fix="give at least 1, or null for all rows")
+    return limit

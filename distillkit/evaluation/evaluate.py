@@ -58,7 +58,9 @@ def evaluate(
         predictions.append(predicted.cpu())
     if not totals:  # more processes than batches
         batch = data.batch(batches[0]).to(accelerator.device)
-        sums, _ = task.score(model(batch), batch)
+        with accelerator.autocast():
+            signal = model(batch)
+        sums, _ = task.score(signal, batch)
         totals = {name: torch.zeros_like(value) for name, value in sums.items()}
     mine = torch.cat(predictions) if predictions else torch.zeros(0, dtype=torch.int64)
     if reference is not None:

@@ -12,6 +12,7 @@ class LogitLoss(nn.Module):
     """A term that looks at logits item by item, so that it can run chunk by chunk over the items."""
 
     needs_teacher = True
+    needs_labels = False
 
     def mask(self, batch: Batch) -> Tensor:
         """Return the items that this term averages over: bool `[items]`."""

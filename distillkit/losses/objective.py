@@ -44,6 +44,11 @@ class Objective(nn.Module):
         """Whether any term compares with a teacher."""
         return any(loss.needs_teacher for loss in self._logit_losses())
 
+    @property
+    def needs_labels(self) -> bool:
+        """Whether any term compares with hard labels."""
+        return any(loss.needs_labels for loss in self._logit_losses())
+
     def describe(self) -> dict[str, str]:
         """Return a short text for each term, for reports."""
         return {

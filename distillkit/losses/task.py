@@ -18,6 +18,7 @@ class CrossEntropy(LogitLoss):
     """
 
     needs_teacher = False
+    needs_labels = True
 
     def __init__(self, label_smoothing: float = 0.0) -> None:
         super().__init__()

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from distillkit.losses.base import LogitLoss
 from distillkit.signals import HeadLogits, Logits, chunks
@@ -62,9 +63,13 @@ class _VocabularyPass(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if wanted[1] else None
         grad_bias = torch.zeros_like(bias, dtype=torch.float32) if wanted[2] and bias is not None else None
         total = torch.zeros((), device=hidden.device)
+        unit = torch.stack([term.scale for term in terms]).max()  # in it gradients are of size 1, which fp16 can hold
         sums = torch.zeros(len(terms), device=hidden.device)
+        kind = hidden.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+        states, head, offset = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
         for start, stop in chunks(len(student), student.classes):
-            product = torch.nn.functional.linear(hidden[start:stop], weight, bias)
+            product = functional.linear(states[start:stop], head, offset)
             taught = None if teacher is None else teacher.rows(start, stop).float()
             with torch.enable_grad():
                 leaf = product.float().detach().requires_grad_(any(wanted))
@@ -78,23 +83,23 @@ class _VocabularyPass(torch.autograd.Function):
             total += scaled.detach()
             if not any(wanted):
                 continue
-            (gradient,) = torch.autograd.grad(scaled, leaf)
-            gradient = gradient.to(product.dtype)
-            if grad_hidden is not None:
-                grad_hidden[start:stop] = gradient @ weight.to(gradient.dtype)
-            if grad_weight is not None:
-                grad_weight += gradient.T @ hidden[start:stop].to(gradient.dtype)
+            (gradient,) = torch.autograd.grad(scaled / unit, leaf)
             if grad_bias is not None:
                 grad_bias += gradient.sum(dim=0)
-        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
+            gradient = gradient.to(dtype)
+            if grad_hidden is not None:
+                grad_hidden[start:stop] = gradient @ head
+            if grad_weight is not None:
+                grad_weight += gradient.T @ states[start:stop]
+        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias, unit)
         ctx.dtypes = (weight.dtype, None if bias is None else bias.dtype)
         ctx.mark_non_differentiable(sums)
         return total, sums
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias = ctx.saved_tensors
-        factor = gradients[0]
+        hidden, weight, bias, unit = ctx.saved_tensors
+        factor = gradients[0] * unit
         return (
             None if hidden is None else hidden * factor,
             None if weight is None else (weight * factor).to(ctx.dtypes[0]),

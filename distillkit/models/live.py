@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from distillkit.errors import UserError
 from distillkit.models.head import check_head
 from distillkit.signals import Batch, Signal
 from distillkit.tasks.base import Task
@@ -19,7 +21,7 @@ class LiveModel(nn.Module):
 
     Args:
         model: The transformers model.
-        tokenizer: Its tokenizer; gets a padding token if it has none.
+        tokenizer: Its tokenizer; pads with what the model takes for padding, or else with the end-of-text token.
         task: Decides how outputs become items.
     """
 
@@ -28,10 +30,7 @@ class LiveModel(nn.Module):
         self.model = model
         self.tokenizer = tokenizer
         self.task = task
-        if tokenizer.pad_token_id is None:
-            tokenizer.pad_token = tokenizer.eos_token
-        if model.config.get_text_config().pad_token_id is None:
-            model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+        _agree_on_padding(model.config.get_text_config(), tokenizer)
         if not task.has_classes:
             check_head(model)
 
@@ -67,12 +66,20 @@ class LiveModel(nn.Module):
         if card is not None:
             (folder / "README.md").write_text(card, encoding="utf-8")
 
-    def state(self) -> dict[str, Tensor]:
-        """Return the weights by name."""
-        return self.model.state_dict()
+
+def _agree_on_padding(config: Any, tokenizer: Any) -> None:
+    """Give model and tokenizer one padding token: a decoder that classifies looks for the last token before it."""
+    if config.pad_token_id is not None and 0 <= config.pad_token_id < len(tokenizer):
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(config.pad_token_id)
+        return
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token_id is None:
+        raise UserError("the tokenizer has neither a padding nor an end-of-text token", where=tokenizer.name_or_path)
+    config.pad_token_id = tokenizer.pad_token_id
 
 
-def whole_or_nothing(folder: Path, write: Any) -> None:
+def whole_or_nothing(folder: Path, write: Callable[[Path], object]) -> None:
     """Let `write(beside)` fill a folder beside `folder`, then rename it into place."""
     beside = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(beside, ignore_errors=True)

@@ -15,18 +15,18 @@ from distillkit.tasks.base import Task
 
 def load_tokenizer(path: str, key: str) -> Any:
     """Load a tokenizer from a folder or the hub."""
-    _check_exists(path, key)
+    path = _find(path, key)
     try:
         return AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError) as error:
         raise UserError(f"no tokenizer at '{path}' ({_reason(error)})", where=key) from error
 
 
-def load_config(path: str, key: str, **changes: Any) -> Any:
+def load_config(path: str, key: str) -> Any:
     """Load a model's config from a folder or the hub."""
-    _check_exists(path, key)
+    path = _find(path, key)
     try:
-        return AutoConfig.from_pretrained(path, **changes)
+        return AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
         raise UserError(f"no model at '{path}' ({_reason(error)})", where=key) from error
 
@@ -37,8 +37,7 @@ def load_live(
     key: str,
     labels: list[str] | None = None,
     trained: bool = True,
-    dtype: str | None = "float32",
-    dropout: float | None = None,
+    dtype: str = "float32",
 ) -> LiveModel:
     """Load a transformers model with its tokenizer; only safetensors, no remote code.
 
@@ -49,7 +48,6 @@ def load_live(
         labels: Class names of the data; None for tasks without classes, or to take those of the model.
         trained: Whether the model must already have a trained head for the task.
         dtype: "float32", "bfloat16", "float16", or "auto" for the folder's own.
-        dropout: Overrides the config's dropout probabilities.
 
     Raises:
         UserError: If it is not there, has other classes than the data or no trained head.
@@ -57,12 +55,9 @@ def load_live(
     config = load_config(path, key)
     if task.has_classes and labels is not None:
         _set_labels(config, labels, trained, key)
-    for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout"):
-        if dropout is not None and getattr(config, name, None) is not None:
-            setattr(config, name, dropout)
     try:
         model, info = task.auto_class().from_pretrained(
-            path, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True
+            _find(path, key), config=config, dtype=dtype, use_safetensors=True, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"cannot load the model at '{path}' ({_reason(error)})", where=key) from error
@@ -95,10 +90,14 @@ def _set_labels(config: Any, labels: list[str], trained: bool, key: str) -> None
     describe_labels(config, labels)
 
 
-def _check_exists(path: str, key: str) -> None:
-    looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1 or Path(path).is_dir()
-    if looks_local and not Path(path).expanduser().is_dir():
+def _find(path: str, key: str) -> str:
+    """Return a folder's path without "~", or a hub id as it is; refuse a folder that is not there."""
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return str(folder)
+    if path.startswith((".", "/", "~")) or path.count("/") > 1:
         raise UserError(f"no such model folder: {path}", where=key)
+    return path
 
 
 def _reason(error: BaseException) -> str:

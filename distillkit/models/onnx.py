@@ -17,7 +17,8 @@ from distillkit.signals import Batch, DenseLogits, Signal
 from distillkit.tasks.base import Task
 
 GRAPH = "model.onnx"  # beside it config.json, the tokenizer's files and, above 2 GB, model.onnx.data
-PARAMETERS, NONZEROS = "distillkit.parameters", "distillkit.nonzeros"  # keys in the graph's metadata
+PARAMETERS, NONZEROS = "distillkit.parameters", "distillkit.nonzeros"  # keys in the model's metadata
+MODULE = "distillkit.module"  # key in a node's metadata: the transformers module that it came from
 PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
 
 

@@ -7,8 +7,9 @@ import re
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
-from transformers import AutoConfig
+from transformers import CONFIG_MAPPING
 
 from distillkit.data.rows import Rows
 from distillkit.errors import UserError, did_you_mean
@@ -87,12 +88,12 @@ class FromConfig:
     def build(self, task: Task, labels: list[str] | None, rows: Rows, teacher: LiveModel | None) -> LiveModel:
         """Make the tokenizer and the model."""
         tokenizer = self._tokenizer(rows, teacher)
-        config = self._config(teacher, tokenizer)
-        if labels is not None:
-            describe_labels(config, labels)
         try:
-            model = task.auto_class().from_config(config)
-        except (ValueError, RuntimeError, TypeError) as error:
+            config = self._config(teacher, tokenizer)
+            if labels is not None:
+                describe_labels(config, labels)
+            model = task.auto_class().from_config(config, dtype=torch.float32)
+        except (StrictDataclassError, ValueError, RuntimeError, TypeError, KeyError) as error:
             raise UserError(f"no model can be made of it ({error})", where="student.config") from error
         return LiveModel(model, tokenizer, task)
 
@@ -101,30 +102,36 @@ class FromConfig:
             return load_tokenizer(self.tokenizer, "student.tokenizer")
         if isinstance(self.tokenizer, ByteLevelBPE):
             train = rows.split("train")
-            return self.tokenizer.train(train["text"] if "text" in train.column_names else train["prompt"])
+            columns = [name for name in ("text", "text_pair", "prompt", "completion") if name in train.column_names]
+            return self.tokenizer.train(text for name in columns for text in train[name][:])
         assert teacher is not None
         return copy.deepcopy(teacher.tokenizer)
 
     def _config(self, teacher: LiveModel | None, tokenizer: Any) -> Any:
-        special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
         if self.model_type is None:
             assert teacher is not None
-            config = copy.deepcopy(teacher.model.config)
+            base = teacher.model.config
+        elif self.model_type in CONFIG_MAPPING:
+            base = CONFIG_MAPPING[self.model_type]()
         else:
-            try:
-                config = AutoConfig.for_model(self.model_type, vocab_size=len(tokenizer), **special)
-            except ValueError as error:
-                raise UserError(f"unknown architecture '{self.model_type}'", where="student.model_type") from error
-        known = list(config.to_dict())
-        for name, value in self.config.items():
+            fix = did_you_mean(self.model_type, list(CONFIG_MAPPING))
+            raise UserError(f"unknown architecture '{self.model_type}'", where="student.model_type", fix=fix)
+        known = {*base.to_dict(), *base.attribute_map}
+        for name in self.config:
             if name not in known:
-                raise UserError(
-                    f"{config.model_type} has no setting '{name}'",
-                    where="student.config",
-                    fix=did_you_mean(name, known),
-                )
-            setattr(config, name, value)
-        return type(config)(**config.to_diff_dict()) if self.model_type is not None else config
+                fix = did_you_mean(name, list(known))
+                raise UserError(f"{base.model_type} has no setting '{name}'", where="student.config", fix=fix)
+        changes = {base.attribute_map.get(name, name): value for name, value in self.config.items()}
+        if self.model_type is None:
+            config = type(base).from_dict(independent(base, changes) | changes)
+        else:
+            special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+            config = type(base)(**({"vocab_size": len(tokenizer)} | special | changes))
+        if config.vocab_size < len(tokenizer):
+            raise UserError(
+                f"{config.vocab_size} is below the tokenizer's {len(tokenizer)}", where="student.config.vocab_size"
+            )
+        return config
 
 
 Student = Pretrained | FromTeacher | FromConfig
@@ -137,6 +144,33 @@ def spread(count: int, depth: int) -> list[int]:
     return [round(index * (depth - 1) / max(count - 1, 1)) for index in range(count)]
 
 
+def independent(config: Any, changes: dict[str, Any]) -> dict[str, Any]:
+    """Return a config's values without those that follow from others that change, so that they are derived anew.
+
+    These are the lists with an entry for each layer, and a head's width and the key-value heads where they are the
+    usual ones.
+    """
+
+    def changed(name: str) -> bool:
+        own = config.attribute_map.get(name, name)
+        return own in changes and changes[own] != getattr(config, own)
+
+    values = config.to_diff_dict()
+    if changed("num_hidden_layers"):
+        values = {name: value for name, value in values.items() if not _is_layered(name, value, config)}
+    heads = changed("num_attention_heads")
+    if (heads or changed("hidden_size")) and values.get("head_dim") == config.hidden_size // config.num_attention_heads:
+        del values["head_dim"]
+    if heads and values.get("num_key_value_heads") == config.num_attention_heads:
+        del values["num_key_value_heads"]
+    return values
+
+
+def _is_layered(name: str, value: Any, config: Any) -> bool:
+    ids = name.endswith("token_id") or name == "architectures"
+    return isinstance(value, list | tuple) and len(value) == config.num_hidden_layers and not ids
+
+
 def copy_layers(model: Any, layers: list[int]) -> Any:
     """Make a model of the given layers of another, everything outside the layers copied, in float32.
 
@@ -145,10 +179,9 @@ def copy_layers(model: Any, layers: list[int]) -> Any:
     """
     config = copy.deepcopy(model.config)
     settings = config.get_text_config()
-    depth = settings.num_hidden_layers
-    stack = layer_stack(model, depth)
+    stack = layer_stack(model, settings.num_hidden_layers)
     for name, value in settings.to_dict().items():
-        if isinstance(value, list | tuple) and len(value) == depth and name != "architectures":
+        if _is_layered(name, value, model.config.get_text_config()):
             setattr(settings, name, [value[layer] for layer in layers])
     settings.num_hidden_layers = len(layers)
     small = type(model)._from_config(config, dtype=torch.float32)
@@ -159,8 +192,13 @@ def copy_layers(model: Any, layers: list[int]) -> Any:
             state[name] = tensor
         elif int(match[1]) in layers:
             state[f"{stack}.{layers.index(int(match[1]))}.{match[2]}"] = tensor
-    small.load_state_dict(state, strict=True)
+    try:
+        small.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        raise UserError(f"the layers of {type(model).__name__} are not alike", where="student.layers") from error
     small.tie_weights()
+    if model.can_generate():
+        small.generation_config = copy.deepcopy(model.generation_config)
     return small
 
 

@@ -21,18 +21,14 @@ class ByteLevelBPE:
 
     Args:
         vocab_size: Tokens, the special ones included; fewer where the texts have no more pairs to merge.
-        max_length: Tokens that a model is to see at once; what longer texts are truncated to on request.
     """
 
-    def __init__(self, vocab_size: int = 1024, max_length: int = 1024) -> None:
+    def __init__(self, vocab_size: int = 1024) -> None:
         if vocab_size < SMALLEST_VOCABULARY:
             raise UserError(
                 f"{vocab_size} tokens are too few", where="vocab_size", fix=f"give at least {SMALLEST_VOCABULARY}"
             )
-        if max_length < 1:
-            raise UserError(f"{max_length} tokens are none", where="max_length", fix="give at least 1")
         self.vocab_size = vocab_size
-        self.max_length = max_length
 
     def train(self, texts: Iterable[str]) -> PreTrainedTokenizerFast:
         """Learn the merges from texts."""
@@ -51,7 +47,6 @@ class ByteLevelBPE:
             bos_token=END,
             eos_token=END,
             pad_token=PAD,
-            model_max_length=self.max_length,
             clean_up_tokenization_spaces=False,  # it would break the round trip
         )
 

@@ -80,8 +80,9 @@ class ProgressDisplay:
         if self.first_step is None:
             self.first_step = step
         if self.live:
-            changes = {} if status is None else {"status": status}
-            self.bar.update(self.task, completed=step, **changes)
+            self.bar.update(self.task, completed=step)
+            if status is not None:
+                self.bar.update(self.task, status=status)
             return
         now = time.monotonic()
         if status is not None and (now - self.printed >= PLAIN_SECONDS or step == self.steps):

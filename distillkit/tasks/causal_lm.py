@@ -17,7 +17,8 @@ from distillkit.tasks.base import Row, attention_mask, pad
 class CausalLM:
     """Next-token prediction on `text`, or on the `completion` that follows a `prompt`.
 
-    A text longer than `max_length` is cut into consecutive pieces. Of a prompt with completion only the
+    A text longer than `max_length` is cut into consecutive pieces; an end-of-text token follows the last one, unless
+    the row says `finished: false`. Of a prompt with completion only the
     completion (and the end-of-text token) counts; what exceeds `max_length` is cut on the right.
 
     Args:
@@ -48,8 +49,9 @@ class CausalLM:
             return self._encode_completions(rows["prompt"], rows["completion"], tokenizer)
         columns: dict[str, list] = {"input_ids": [], "counts_from": []}
         end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
-        for ids in tokenizer(rows["text"], add_special_tokens=True)["input_ids"]:
-            ids = ids + end if ids[-1:] != end else ids
+        encoded = tokenizer(rows["text"], add_special_tokens=True)["input_ids"]
+        for ids, finished in zip(encoded, rows.get("finished") or [None] * len(encoded), strict=True):
+            ids = ids + end if ids[-1:] != end and finished is not False else ids
             for start in range(0, len(ids), self.max_length):
                 piece = ids[start : start + self.max_length]
                 if len(piece) >= self.min_length:

@@ -48,7 +48,7 @@ def save_checkpoint(
     accelerator: Accelerator,
     keep: int,
 ) -> Path:
-    """Write `folder/step-NNNNNN`, whole or not at all, and remove all but the newest `keep`.
+    """Write `folder/step-NNNNNN`, whole or not at all, and remove all but the newest `keep` and those of later steps.
 
     Every process writes its own random state; the main one writes the rest.
     """
@@ -81,8 +81,9 @@ def save_checkpoint(
         (beside / MANIFEST).write_text(json.dumps(sums, indent=1), encoding="utf-8")
         shutil.rmtree(target, ignore_errors=True)
         beside.rename(target)
-        for old in sorted(folder.glob("step-*"))[:-keep]:
-            shutil.rmtree(old)
+        earlier = [path for path in checkpoints(folder) if step_of(path) <= progress.step]
+        for path in set(checkpoints(folder)) - set(earlier[-keep:]):
+            shutil.rmtree(path)
     return target
 
 
@@ -107,10 +108,20 @@ def load_checkpoint(
     return Progress(state["step"], sums, counts, state["best_step"], state["best_value"])
 
 
+def checkpoints(folder: Path) -> list[Path]:
+    """List the checkpoints of a folder, damaged or not, in the order of their steps."""
+    return sorted(folder.glob("step-[0-9]*"), key=step_of)
+
+
+def step_of(path: Path) -> int:
+    """Return the optimiser steps that were done when a checkpoint was written."""
+    return int(path.name.removeprefix("step-"))
+
+
 def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
     """Return the newest whole checkpoint, and why newer ones were passed over."""
     skipped: list[str] = []
-    for path in sorted(folder.glob("step-*"), reverse=True):
+    for path in reversed(checkpoints(folder)):
         problem = find_damage(path)
         if problem is None:
             return path, skipped

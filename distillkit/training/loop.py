@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
@@ -163,7 +164,7 @@ class _Fit:
             group["lr"] = rate
         for index, micro in enumerate(micros):
             last = index == len(micros) - 1
-            with torch.enable_grad() if last else accelerator.no_sync(self.module):
+            with nullcontext() if last else accelerator.no_sync(self.module):
                 self._backward(micro, counts)
         limit = run.settings.max_grad_norm
         norm = accelerator.clip_grad_norm_(self.trainee.parameters(), limit) if limit is not None else None

@@ -153,7 +153,7 @@ def test_bad_pruning_arguments_are_refused(arguments):
         MagnitudePrune(**arguments)
 
 
-def sgd(live: LiveModel, masks, settings: TrainSettings, _folder: Path, held: bool = True) -> None:
+def sgd(live: LiveModel, masks, settings: TrainSettings, held: bool = True) -> None:
     """Train on constant targets, with momentum and decay, which both would revive zeros."""
     optimiser = torch.optim.AdamW(live.model.parameters(), lr=settings.learning_rate, weight_decay=0.1)
     batch = context(live, Path()).example
@@ -170,9 +170,9 @@ def test_retraining_changes_the_kept_weights_and_revives_none(tmp_path):
     live = bert()
     seen = []
 
-    def retrain(model, masks, settings, folder):
+    def retrain(model, masks, settings):
         seen.append(settings)
-        sgd(model, masks, settings, folder)
+        sgd(model, masks, settings)
 
     setting = context(live, tmp_path, retrain)
     pruned = MagnitudePrune(sparsity=0.5)(Variant(live), setting)

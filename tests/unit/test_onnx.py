@@ -147,10 +147,18 @@ def test_int8_stores_a_byte_a_weight_and_excluded_parts_stay_float(tmp_path):
     assert quantised(exclude=["*.layer.0.*"]) == pytest.approx(matrices - first_layer, abs=slack)
 
 
+def test_an_export_names_no_file_of_the_machine_that_made_it(tmp_path):
+    live = live_model("bert")
+    floating = OnnxFloat()(Variant(live), context(live, tmp_path))
+    OnnxInt8()(floating, context(live, tmp_path))
+    for folder in ("float", "int8"):
+        assert b".py" not in (tmp_path / folder / "model.onnx").read_bytes()
+
+
 def test_a_pattern_without_match_and_one_that_leaves_nothing_are_refused(tmp_path):
     live = live_model("bert")
     floating = OnnxFloat()(Variant(live), context(live, tmp_path))
-    with pytest.raises(UserError, match=r"OnnxInt8\.exclude: .*'\*\.layer\.7\.\*'"):
+    with pytest.raises(UserError, match=r"exclude: .*'\*\.layer\.7\.\*'"):
         OnnxInt8(exclude=["*.layer.7.*"])(floating, context(live, tmp_path))
     with pytest.raises(UserError, match="nothing is left to quantise"):
         OnnxInt8(exclude=["*"])(floating, context(live, tmp_path))

@@ -1,0 +1,141 @@
+"""Text from a causal teacher: answers to prompts, or continuations of texts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distillkit.data.rows import Rows
+from distillkit.errors import UserError
+from distillkit.models.live import LiveModel
+
+
+class TeacherText:
+    """Let the teacher answer every `prompt`, or continue the beginning of every `text`.
+
+    An answer that was cut off at `max_new_tokens` is no answer: it is left out and counted. A continuation is kept,
+    and marked as not finished, so that no end-of-text is learned where there was none.
+
+    Args:
+        split: Which rows.
+        batch_size: Prompts of a forward pass; prompts of similar length share one.
+        max_new_tokens: Longest answer.
+        prompt_tokens: Of a `text`, so many tokens are the prompt.
+        samples: Answers to each prompt.
+        temperature: 0 takes the most likely token (or beam); above, tokens are sampled.
+        top_p: Sample among the most likely tokens with this share of the probability.
+        beams: Of beam search; 1 for none.
+        seed: Of the sampling.
+        limit: Use at most so many prompts.
+    """
+
+    def __init__(
+        self,
+        split: str = "train",
+        batch_size: int = 16,
+        max_new_tokens: int = 256,
+        prompt_tokens: int = 32,
+        samples: int = 1,
+        temperature: float = 0.7,
+        top_p: float = 0.95,
+        beams: int = 1,
+        seed: int = 0,
+        limit: int | None = None,
+    ) -> None:
+        for key, value in (
+            ("batch_size", batch_size),
+            ("max_new_tokens", max_new_tokens),
+            ("prompt_tokens", prompt_tokens),
+            ("samples", samples),
+            ("beams", beams),
+        ):
+            if value < 1:
+                raise UserError(f"must be at least 1, got {value}", where=f"generate.{key}")
+        if temperature < 0 or not 0 < top_p <= 1:
+            raise UserError("needs temperature ≥ 0 and 0 < top_p ≤ 1", where="generate.temperature")
+        if samples > 1 and temperature == 0 and beams < samples:
+            raise UserError(
+                f"{samples} samples at temperature 0 are all the same",
+                where="generate.samples",
+                fix="raise temperature",
+            )
+        self.split = split
+        self.batch_size = batch_size
+        self.max_new_tokens = max_new_tokens
+        self.prompt_tokens = prompt_tokens
+        self.samples = samples
+        self.temperature = temperature
+        self.top_p = top_p
+        self.beams = beams
+        self.seed = seed
+        self.limit = limit
+
+    def total(self, rows: Rows) -> int:
+        """Return how many prompts there are."""
+        count = len(rows.split(self.split))
+        return count if self.limit is None else min(count, self.limit)
+
+    @torch.no_grad()
+    def __call__(self, teacher: LiveModel, rows: Rows, share: slice) -> Iterator[list[dict[str, Any]]]:
+        """Yield finished rows, batch by batch; `{prompt, completion}`, or `{text, finished}` for continuations.
+
+        Args:
+            teacher: A causal language model.
+            rows: The dataset.
+            share: Which of the prompts this process answers.
+        """
+        if teacher.task.has_classes:
+            raise UserError(f"a {teacher.task.name} teacher writes no text", where="generate", fix="use soft_labels")
+        table = rows.split(self.split).select(range(self.total(rows)))
+        answering = "prompt" in table.column_names
+        prompts = self._prompts(list(table["prompt" if answering else "text"])[share], teacher.tokenizer, answering)
+        order = sorted(range(len(prompts)), key=lambda index: len(prompts[index][1]))
+        torch.manual_seed(self.seed + (share.start or 0))
+        for start in range(0, len(order), self.batch_size):
+            chosen = [prompts[index] for index in order[start : start + self.batch_size]]
+            answers = self._answer([ids for _, ids in chosen], teacher)
+            texts = [text for text, _ in chosen for _ in range(self.samples)]
+            yield [_row(text, *answer, answering) for text, answer in zip(texts, answers, strict=True)]
+
+    def _prompts(self, texts: list[str], tokenizer: Any, answering: bool) -> list[tuple[str, list[int]]]:
+        encoded = tokenizer(texts, add_special_tokens=True)["input_ids"]
+        end = tokenizer.eos_token_id
+        encoded = [ids[:-1] if len(ids) > 1 and ids[-1] == end else ids for ids in encoded]
+        if answering:
+            return list(zip(texts, encoded, strict=True))
+        heads = [ids[: self.prompt_tokens] for ids in encoded]
+        return [(tokenizer.decode(ids, skip_special_tokens=True), ids) for ids in heads if ids]
+
+    def _answer(self, prompts: list[list[int]], teacher: LiveModel) -> list[tuple[str, bool]]:
+        """Return text and whether it ended by itself, `samples` for each prompt."""
+        tokenizer = teacher.tokenizer
+        length = max(map(len, prompts))
+        ids = torch.tensor([[tokenizer.pad_token_id] * (length - len(p)) + p for p in prompts], device=teacher.device)
+        mask = torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts], device=teacher.device)
+        sampling = {"temperature": self.temperature, "top_p": self.top_p} if self.temperature > 0 else {}
+        output: Tensor = teacher.model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=self.max_new_tokens,
+            do_sample=self.temperature > 0,
+            num_beams=self.beams,
+            num_return_sequences=self.samples,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            **sampling,
+        )
+        answers = []
+        for tokens in output[:, length:].tolist():
+            finished = tokenizer.eos_token_id in tokens
+            kept = tokens[: tokens.index(tokenizer.eos_token_id)] if finished else tokens
+            answers.append((tokenizer.decode(kept, skip_special_tokens=True), finished))
+        return answers
+
+
+def _row(prompt: str, answer: str, finished: bool, answering: bool) -> dict[str, Any]:
+    if answering:
+        return {"prompt": prompt, "completion": answer, "finished": finished}
+    return {"text": prompt + answer, "finished": finished}

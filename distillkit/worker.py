@@ -1,0 +1,42 @@
+"""The entry of one process: a frozen config → its command. `python -m distillkit.worker COMMAND FROZEN.yaml`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import traceback
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from distillkit.cli import TRACEBACK, report
+from distillkit.errors import UserError
+from distillkit.freeze import load
+from distillkit.schema import Config
+
+COMPLAINT = "complaint"  # beside the frozen config: bad input that a process found, for the launcher to report once
+
+
+def run(command: str, config: Config, *stages: Any) -> dict[str, Any]:
+    """Run a command in this process and return its report."""
+    return import_module(f"distillkit.commands.{command.replace('-', '_')}").main(config, *stages)
+
+
+def main(command: str, frozen: Path) -> int:
+    """Run a command with a frozen config; return the exit code."""
+    try:
+        run(command, load(frozen))
+    except UserError as error:
+        if os.environ.get(TRACEBACK):
+            traceback.print_exception(error)
+        with contextlib.suppress(FileExistsError), frozen.with_name(COMPLAINT).open("x", encoding="utf-8") as file:
+            file.write(str(error))
+        return 2
+    except (Exception, KeyboardInterrupt) as error:
+        return report(error)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], Path(sys.argv[2])))
