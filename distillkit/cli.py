@@ -52,7 +52,7 @@ keys (any key of the config can be set; completion knows them all):
   output_dir=PATH                where everything is written (outputs/NAME)
   overwrite=true                 throw away what another config left there
 
-groups (GROUP=OPTION swaps a whole part; GROUP=custom starts empty):
+groups (GROUP=OPTION swaps a whole part; custom, where a group has it, starts empty for a _target_ of your own):
   task dataset teacher student loss train generate evaluate compress launch tracker
 
 flags:
@@ -122,6 +122,8 @@ def main(argv: list[str] | None = None) -> int:
         argv = [token for token in argv if token != "--traceback"]
     try:
         return dispatch(argv)
+    except SystemExit as end:  # of Hydra's --help, or of processes that have said why they failed
+        return int(end.code or 0)
     except (Exception, KeyboardInterrupt) as error:
         return report(error)
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import yaml
 
+from distillkit.cli import report
 from distillkit.errors import UserError
 from distillkit.freeze import freeze
 from distillkit.schema import Config, LaunchSettings
@@ -83,9 +84,11 @@ def _spawn(command: str, config: Config, folder: Path) -> None:
             raise UserError(f"no such file: {launcher}", where="launch.config_file")
     here = settings.num_processes // settings.num_machines
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // max(1, here)))
-    flags = ["--config_file", str(launcher), "--num_cpu_threads_per_process", threads, "--module"]
-    argv = [sys.executable, "-m", "distillkit.launch", *flags, "distillkit.worker", command, str(frozen)]
-    code = _wait(argv)
+    flags = ["--config_file", str(launcher), "--num_cpu_threads_per_process", threads]
+    if settings.config_file is None:
+        flags += ["--num_processes", str(settings.num_processes), "--num_machines", str(settings.num_machines)]
+    work = ["--module", "distillkit.worker", command, str(frozen)]
+    code = _wait([sys.executable, "-m", "distillkit.launch", *flags, *work])
     complaint = folder / COMPLAINT
     if complaint.exists():
         raise UserError(complaint.read_text(encoding="utf-8"))
@@ -116,10 +119,12 @@ def agent(arguments: list[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     logging.disable(logging.ERROR)  # torchrun's reports about processes that have reported themselves
-    if not torch.cuda.is_available():
-        os.environ["ACCELERATE_USE_CPU"] = "true"
+    parsed = launch_command_parser().parse_args(arguments)
     try:
-        launch_command(launch_command_parser().parse_args(arguments))
+        choose_devices((parsed.num_processes or 1) // (parsed.num_machines or 1), torch.cuda.device_count())
+        launch_command(parsed)
+    except UserError as error:
+        return report(error)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if failure.exitcode < 0:
@@ -129,6 +134,18 @@ def agent(arguments: list[str]) -> int:
     except SignalException as error:
         return 128 + error.sigval
     return 0
+
+
+def choose_devices(processes: int, gpus: int) -> None:
+    """Let this machine's processes use its CPU (gloo) where it has no GPU, and refuse GPUs that are too few."""
+    if gpus == 0:
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+    elif processes > gpus and os.environ.get("ACCELERATE_USE_CPU") != "true":
+        raise UserError(
+            f"{processes} processes on a machine with {gpus} GPUs",
+            where="launch.num_processes",
+            fix=f"take at most {gpus}, or set ACCELERATE_USE_CPU=true in the environment",
+        )
 
 
 def _end_with_parent() -> None:

@@ -18,11 +18,19 @@ from transformers import (
 
 from distillkit.data.encode import Encoded, encode
 from distillkit.data.files import FileDataset
+from distillkit.evaluation.evaluate import evaluate
+from distillkit.losses.divergences import ForwardKL
+from distillkit.losses.objective import Objective
+from distillkit.losses.task import CrossEntropy
 from distillkit.models.live import LiveModel
+from distillkit.models.teachers import FrozenModel
 from distillkit.models.tokenizers import ByteLevelBPE
+from distillkit.schema import TrainSettings
 from distillkit.tasks.base import Task
 from distillkit.tasks.causal_lm import CausalLM
 from distillkit.tasks.sequence_classification import SequenceClassification
+from distillkit.training.loop import FitResult, Run, fit
+from distillkit.training.records import Records
 
 GOOD = ["a fine and happy day", "lovely work", "what a joy to see this again and again", "great", "so very good"]
 BAD = ["a sad and grey day", "awful work", "what a pain to see this again and again", "terrible", "so very bad"]
@@ -33,7 +41,9 @@ def tokenizer(vocab_size: int = 320) -> PreTrainedTokenizerFast:
     return ByteLevelBPE(vocab_size=vocab_size).train(GOOD + BAD)
 
 
-def bert(layers: int = 2, hidden: int = 16, seed: int = 0, labels: int = 2) -> BertForSequenceClassification:
+def bert(
+    layers: int = 2, hidden: int = 16, seed: int = 0, labels: int = 2, dropout: float = 0.0
+) -> BertForSequenceClassification:
     torch.manual_seed(seed)
     config = BertConfig(
         vocab_size=320,
@@ -41,9 +51,9 @@ def bert(layers: int = 2, hidden: int = 16, seed: int = 0, labels: int = 2) -> B
         num_hidden_layers=layers,
         num_attention_heads=2,
         intermediate_size=2 * hidden,
-        max_position_embeddings=64,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
+        max_position_embeddings=128,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
         num_labels=labels,
         pad_token_id=1,
     )
@@ -69,8 +79,8 @@ def llama(layers: int = 2, hidden: int = 16, seed: int = 0, vocab_size: int = 32
     return LlamaForCausalLM(config)
 
 
-def classifier(layers: int = 2, seed: int = 0) -> LiveModel:
-    return LiveModel(bert(layers, seed=seed), tokenizer(), SequenceClassification(max_length=32))
+def classifier(layers: int = 2, seed: int = 0, dropout: float = 0.0) -> LiveModel:
+    return LiveModel(bert(layers, seed=seed, dropout=dropout), tokenizer(), SequenceClassification(max_length=32))
 
 
 def language_model(layers: int = 2, seed: int = 0) -> LiveModel:
@@ -88,7 +98,7 @@ def rows(count: int, seed: int = 0) -> list[dict[str, str]]:
     made = []
     for _ in range(count):
         label = source.randrange(2)
-        words = [source.choice((GOOD if label else BAD)) for _ in range(source.randint(1, 4))]
+        words = [source.choice(GOOD if label else BAD) for _ in range(source.randint(1, 4))]
         made.append({"text": " ".join(words), "label": LABELS[label]})
     return made
 
@@ -113,3 +123,45 @@ def encoded(folder: Path, task: Task, count: int = 40, split: str = "train") -> 
 
 def accelerator() -> Accelerator:
     return Accelerator(cpu=True)
+
+
+def distillation(alpha: float = 0.5, temperature: float = 2.0) -> Objective:
+    return Objective(
+        {
+            "hard": {"weight": alpha, "loss": CrossEntropy()},
+            "kd": {"weight": 1 - alpha, "loss": ForwardKL(temperature)},
+        }
+    )
+
+
+def training(folder: Path, student: LiveModel, teacher: LiveModel, data: Encoded, **settings) -> Run:
+    """A distillation run that is ready for `fit`; it evaluates on the training rows."""
+    ours = accelerator()
+    torch.manual_seed(0)
+
+    def quality(model: LiveModel) -> dict[str, float]:
+        return evaluate(model, model.task, data, 16, ours).metrics
+
+    return Run(
+        student=student,
+        teacher=FrozenModel(teacher),
+        objective=distillation(),
+        data=data,
+        settings=TrainSettings(**{"batch_size": 8, "learning_rate": 1e-2, "log_every": 1} | settings),
+        accelerator=ours,
+        records=Records(folder / "metrics.jsonl", ours),
+        folder=folder / "checkpoints",
+        digest="a config",
+        evaluate=quality,
+        best_metric=student.task.best_metric,
+    )
+
+
+def train(folder: Path, student: LiveModel, teacher: LiveModel, data: Encoded, **settings) -> FitResult:
+    return fit(training(folder, student, teacher, data, **settings))
+
+
+def events(folder: Path) -> list[dict]:
+    """The lines of metrics.jsonl without the clock."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]

@@ -29,6 +29,7 @@ from distillkit.commands.parts import (
 from distillkit.commands.retraining import Retrainer, load_retrainer, scratch_folder
 from distillkit.compression.retrain import Retrain, merge
 from distillkit.compression.variant import Context, Kind, Step, Variant, check_chain
+from distillkit.data.encode import Encoded
 from distillkit.errors import UserError
 from distillkit.evaluation.evaluate import evaluate
 from distillkit.losses.objective import Objective

@@ -142,18 +142,16 @@ def make_plan(config: Config) -> Plan:
 def _checkpoint(config: Config, state: Standing) -> Path | None:
     """Find the checkpoint to resume from."""
     if config.resume not in ("auto", "never"):
-        path = Path(config.resume)
-        check_resumable(path, digest(config, "train"))
-        return path
+        check_resumable(Path(config.resume), digest(config, "train"))
+        return Path(config.resume)
     if config.resume == "never" or state is not Standing.unfinished:
         return None
     path, skipped = newest_checkpoint(Path(config.output_dir) / "checkpoints")
     for line in skipped:
         notice(line)
-    if path is None:
-        return None
-    check_resumable(path, digest(config, "train"))
-    notice(f"resuming from {path}")
+    if path is not None:
+        check_resumable(path, digest(config, "train"))
+        notice(f"resuming from {path}")
     return path
 
 

@@ -83,7 +83,7 @@ class _VocabularyPass(torch.autograd.Function):
             total += scaled.detach()
             if not any(wanted):
                 continue
-            (gradient,) = torch.autograd.grad(scaled / unit, leaf)
+            (gradient,) = torch.autograd.grad(scaled, leaf, grad_outputs=1 / unit)
             if grad_bias is not None:
                 grad_bias += gradient.sum(dim=0)
             gradient = gradient.to(dtype)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer
 
 from distillkit.errors import UserError
@@ -17,9 +18,12 @@ def load_tokenizer(path: str, key: str) -> Any:
     """Load a tokenizer from a folder or the hub."""
     path = _find(path, key)
     try:
-        return AutoTokenizer.from_pretrained(path)
+        tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError) as error:
         raise UserError(f"no tokenizer at '{path}' ({_reason(error)})", where=key) from error
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):  # what transformers makes where no file is
+        raise UserError(f"no tokenizer at '{path}' (it has no vocabulary)", where=key)
+    return tokenizer
 
 
 def load_config(path: str, key: str) -> Any:
@@ -59,7 +63,7 @@ def load_live(
         model, info = task.auto_class().from_pretrained(
             _find(path, key), config=config, dtype=dtype, use_safetensors=True, output_loading_info=True
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"cannot load the model at '{path}' ({_reason(error)})", where=key) from error
     if trained and info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:3])

@@ -92,10 +92,9 @@ class FromConfig:
             config = self._config(teacher, tokenizer)
             if labels is not None:
                 describe_labels(config, labels)
-            model = task.auto_class().from_config(config, dtype=torch.float32)
+            return LiveModel(task.auto_class().from_config(config, dtype=torch.float32), tokenizer, task)
         except (StrictDataclassError, ValueError, RuntimeError, TypeError, KeyError) as error:
             raise UserError(f"no model can be made of it ({error})", where="student.config") from error
-        return LiveModel(model, tokenizer, task)
 
     def _tokenizer(self, rows: Rows, teacher: LiveModel | None) -> Any:
         if isinstance(self.tokenizer, str):

@@ -28,7 +28,10 @@ COMMAND_LINES = [
     (["train", "mine.yaml", "train=smok", "--cfg", "job"], "train: no option 'smok'; did you mean 'smoke'?"),
     (["train", "mine.yaml", "train.max_steps=hot"], "train.max_steps: expected int, got 'hot'"),
     (["train", "mine.yaml", "train.learning_rate=hot"], "train.learning_rate: expected float, got 'hot'"),
-    (["train", "mine.yaml", "train.precision=fp8"], "train.precision: Invalid value 'fp8', expected one of [no, bf16, fp16]"),
+    (
+        ["train", "mine.yaml", "train.precision=fp8"],
+        "train.precision: Invalid value 'fp8', expected one of [no, bf16, fp16]",
+    ),
     (["train", "mine.yaml", "train.max_steps=[1"], "train.max_steps=[1: cannot read the override"),
     (["train", "mine.yaml", "train.max_steps=1,2"], "add -m to sweep"),
     (["train", "mine.yaml", "~train.nothing"], "'train.nothing' does not exist"),

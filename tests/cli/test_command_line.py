@@ -122,7 +122,9 @@ def test_one_minus_is_exact_in_decimals(shell: Shell) -> None:
 
 def test_groups_beside_a_recipe_and_in_a_config_dir_are_found(shell: Shell) -> None:
     shell.write("lab/student/mini.yaml", "_target_: distillkit.models.students.Pretrained\npath: mini\n")
-    shell.write("lab/exp.yaml", "# Exp.\ndefaults: [config, {override student: mini}, _self_]\ndataset: {train: x.csv}\n")
+    shell.write(
+        "lab/exp.yaml", "# Exp.\ndefaults: [config, {override student: mini}, _self_]\ndataset: {train: x.csv}\n"
+    )
     assert shell("train", "lab/exp.yaml").code == 0
     assert shell.started[0][1].student["path"] == "mini"
     assert shell("train", "mine.yaml", "student=mini", "--config-dir", "lab", "student.path=other").code == 0

@@ -133,5 +133,5 @@ def test_which_items_count():
 
 @pytest.mark.parametrize("make", [lambda: ForwardKL(0.0), lambda: ForwardKL(float("nan")), lambda: CrossEntropy(1.0)])
 def test_impossible_hyper_parameters_are_refused(make):
-    with pytest.raises(UserError, match="temperature|label_smoothing"):
+    with pytest.raises(UserError, match=r"temperature|label_smoothing"):
         make()

@@ -125,7 +125,10 @@ def test_no_items_cost_nothing():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_keeps_the_direction_of_the_gradient(budget, dtype):
     """A weight of 1 / (a million items) must not make fp16 gradients vanish before a loss scale can save them."""
-    tiny = [WeightedTerm(CrossEntropy(), EVERY, torch.tensor(1e-6)), WeightedTerm(ForwardKL(), EVERY, torch.tensor(2e-6))]
+    tiny = [
+        WeightedTerm(CrossEntropy(), EVERY, torch.tensor(1e-6)),
+        WeightedTerm(ForwardKL(), EVERY, torch.tensor(2e-6)),
+    ]
     teacher = DenseLogits(draw(ITEMS, VOCABULARY, seed=4))
     grads = []
     for half in (False, True):

@@ -1,0 +1,162 @@
+"""Checkpoints: exact, whole or not at all, and never those of another run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from distillkit.errors import UserError
+from distillkit.training import checkpoint
+from distillkit.training.checkpoint import (
+    Progress,
+    check_resumable,
+    load_checkpoint,
+    newest_checkpoint,
+    save_checkpoint,
+)
+from tests.tiny import accelerator
+
+FILES = ["manifest.json", "optimizer.safetensors", "process-0.safetensors", "state.json", "weights.safetensors"]
+
+
+class Tied(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = torch.nn.Linear(3, 3)
+        self.head = torch.nn.Linear(3, 3, bias=False)
+        self.head.weight = self.body.weight
+
+
+def make(seed: int = 0) -> tuple[Tied, torch.optim.AdamW]:
+    torch.manual_seed(seed)
+    module = Tied()
+    optimizer = torch.optim.AdamW(module.parameters(), lr=0.1, fused=True)
+    for _ in range(2):
+        module.head(module.body(torch.randn(4, 3))).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return module, optimizer
+
+
+def save(folder: Path, step: int, keep: int = 2, seed: int = 0) -> Path:
+    module, optimizer = make(seed)
+    progress = Progress(step, torch.tensor([0.1, 0.7]), torch.tensor([3.0, 1e9 + 1], dtype=torch.float64), 2, 0.875)
+    return save_checkpoint(folder, module, optimizer, progress, "this run", accelerator(), keep)
+
+
+def steps(folder: Path) -> list[int]:
+    return [checkpoint.step_of(path) for path in checkpoint.checkpoints(folder)]
+
+
+def test_everything_comes_back_to_the_last_bit(tmp_path):
+    path = save(tmp_path, 7)
+    assert path == tmp_path / "step-000007"
+    assert sorted(file.name for file in path.iterdir()) == FILES
+    drawn = torch.randn(5)
+    module, optimizer = make(seed=1)
+    progress = load_checkpoint(path, module, optimizer, accelerator(), torch.device("cpu"))
+    assert torch.equal(torch.randn(5), drawn)
+    expected, their_optimizer = make(seed=0)
+    assert all(torch.equal(a, b) for a, b in zip(module.parameters(), expected.parameters(), strict=True))
+    assert module.head.weight is module.body.weight
+    ours, theirs = optimizer.state_dict(), their_optimizer.state_dict()
+    assert ours["param_groups"] == theirs["param_groups"]
+    for index, state in theirs["state"].items():
+        assert all(torch.equal(ours["state"][index][name], value) for name, value in state.items())
+    assert (progress.step, progress.best_step, progress.best_value) == (7, 2, 0.875)
+    assert progress.window_sums.tolist() == torch.tensor([0.1, 0.7]).tolist()
+    assert progress.window_counts.tolist() == [3.0, 1e9 + 1]
+
+
+def test_the_newest_are_kept(tmp_path):
+    for step in (3, 6, 9, 12):
+        save(tmp_path, step, keep=2)
+    assert steps(tmp_path) == [9, 12]
+    assert newest_checkpoint(tmp_path) == (tmp_path / "step-000012", [])
+
+
+def test_more_than_six_digits_stay_in_order(tmp_path):
+    for step in (999_999, 1_000_000):
+        save(tmp_path, step, keep=1)
+    assert steps(tmp_path) == [1_000_000]
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [truncate, flip_a_bit, Path.unlink], ids=["truncated", "bit flipped", "missing"])
+@pytest.mark.parametrize("name", FILES)
+def test_a_damaged_checkpoint_is_passed_over_and_its_file_named(tmp_path, damage: Callable[[Path], None], name):
+    save(tmp_path, 3)
+    save(tmp_path, 6)
+    damage(tmp_path / "step-000006" / name)
+    path, skipped = newest_checkpoint(tmp_path)
+    assert path == tmp_path / "step-000003"
+    assert len(skipped) == 1
+    assert skipped[0].startswith("step-000006 skipped: ")
+    if name != "manifest.json" or damage is not flip_a_bit:
+        assert name in skipped[0]
+    with pytest.raises(UserError, match=r"resume: checkpoint .*step-000006 cannot be used"):
+        check_resumable(tmp_path / "step-000006", "this run")
+
+
+def test_an_empty_manifest_vouches_for_nothing(tmp_path):
+    path = save(tmp_path, 3)
+    (path / "manifest.json").write_text("{}")
+    assert newest_checkpoint(tmp_path)[0] is None
+
+
+def test_a_damaged_newer_checkpoint_does_not_push_out_the_good_one(tmp_path):
+    save(tmp_path, 3, keep=1)
+    shutil.copytree(tmp_path / "step-000003", tmp_path / "step-000009")
+    truncate(tmp_path / "step-000009" / "state.json")
+    save(tmp_path, 6, keep=1)
+    assert steps(tmp_path) == [6]
+
+
+def test_a_checkpoint_of_another_config_is_refused(tmp_path):
+    path = save(tmp_path, 3)
+    check_resumable(path, "this run")
+    with pytest.raises(UserError, match="another config"):
+        check_resumable(path, "another run")
+    with pytest.raises(UserError, match="no such checkpoint"):
+        check_resumable(tmp_path / "step-000004", "this run")
+
+
+def test_what_an_interrupted_save_left_is_ignored_and_cleaned(tmp_path):
+    beside = tmp_path / ".step-000003.partial"
+    beside.mkdir()
+    (beside / "weights.safetensors").write_text("half")
+    assert newest_checkpoint(tmp_path) == (None, [])
+    path = save(tmp_path, 3)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["step-000003"]
+    assert sorted(json.loads((path / "manifest.json").read_text())) == [
+        name for name in FILES if name != "manifest.json"
+    ]
+
+
+def test_no_folder_no_checkpoint(tmp_path):
+    assert newest_checkpoint(tmp_path / "none") == (None, [])
+
+
+def test_weights_alone(tmp_path):
+    module, _ = make()
+    checkpoint.save_weights(module, tmp_path / "deep" / "best.safetensors")
+    other, _ = make(seed=1)
+    checkpoint.load_weights(other, tmp_path / "deep" / "best.safetensors", torch.device("cpu"))
+    assert all(torch.equal(a, b) for a, b in zip(module.parameters(), other.parameters(), strict=True))
+    truncate(tmp_path / "deep" / "best.safetensors")
+    with pytest.raises(UserError, match=r"best\.safetensors"):
+        checkpoint.load_weights(other, tmp_path / "deep" / "best.safetensors", torch.device("cpu"))
