@@ -134,6 +134,8 @@ def find_damage(path: Path) -> str | None:
     try:
         expected = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
+        expected = {}
+    if not expected:
         return f"{MANIFEST} is missing or unreadable"
     for name, checksum in expected.items():
         if not (path / name).is_file():

@@ -13,9 +13,8 @@ from distillkit.reporting import console
 @pytest.fixture
 def screen(monkeypatch, request) -> io.StringIO:
     output = io.StringIO()
-    made = Console(
-        file=output, force_terminal=getattr(request, "param", False), highlight=False, soft_wrap=True, width=90
-    )
+    terminal = getattr(request, "param", False)
+    made = Console(file=output, force_terminal=terminal, highlight=False, soft_wrap=True, width=90)
     monkeypatch.setattr(console, "console", made)
     return output
 
@@ -77,9 +76,8 @@ def test_notices_are_printed_as_they_are(screen):
 
 
 def test_a_table_is_not_squeezed_where_the_output_is_no_terminal(screen):
-    console.show_table(
-        "models", ["model", "accuracy"], [["teacher", "91.00 %"], ["a-student-with-a-long-name", "90 %"]]
-    )
+    rows = [["teacher", "91.00 %"], ["a-student-with-a-long-name", "90 %"]]
+    console.show_table("models", ["model", "accuracy"], rows)
     text = screen.getvalue()
     assert "a-student-with-a-long-name" in text
     assert "91.00 %" in text

@@ -15,10 +15,9 @@ from torch.nn import functional
 from distillkit.data.encode import Encoded, encode
 from distillkit.data.files import FileDataset
 from distillkit.evaluation.evaluate import evaluate
-from distillkit.models.live import LiveModel
 from distillkit.signals import IGNORE, Batch, DenseLogits, Signal
 from distillkit.tasks.sequence_classification import SequenceClassification
-from tests.tiny import accelerator, bert, encoded, language_model, rows, tokenizer, write_jsonl
+from tests.tiny import accelerator, classifier, encoded, language_model, rows, tokenizer, write_jsonl
 
 CLASSES = ["a", "b", "c", "d"]
 
@@ -113,7 +112,7 @@ def test_agreement_counts_rows_without_a_label_too(three_of_four):
 
 def test_more_processes_than_batches(tmp_path):
     """The others' sums are added by the real reduction; alone, this share is empty."""
-    live = LiveModel(bert(), tokenizer(), SequenceClassification()).eval()
+    live = classifier().eval()
     data = encoded(tmp_path, live.task)
 
     class Second:
@@ -132,10 +131,7 @@ def test_more_processes_than_batches(tmp_path):
 
 @pytest.mark.parametrize("kind", ["classifier", "language model"])
 def test_mixed_precision_changes_little(tmp_path, kind):
-    make = (
-        language_model if kind == "language model" else lambda: LiveModel(bert(), tokenizer(), SequenceClassification())
-    )
-    live = make().eval()
+    live = (language_model() if kind == "language model" else classifier()).eval()
     data = encoded(tmp_path, live.task)
     exact = evaluate(live, live.task, data, 8, accelerator()).metrics
     AcceleratorState._reset_state()
@@ -152,9 +148,12 @@ def test_mixed_precision_changes_little(tmp_path, kind):
 def test_every_row_is_scored_once(tmp_path):
     data = encoded(tmp_path, SequenceClassification(), count=37)
     seen: list[int] = []
-    numbered = replace(
-        data, collate=lambda batch: seen.extend(len(row["input_ids"]) for row in batch) or data.collate(batch)
-    )
-    live = LiveModel(bert(), tokenizer(), SequenceClassification()).eval()
+
+    def collate(batch: list[dict]) -> Batch:
+        seen.extend(len(row["input_ids"]) for row in batch)
+        return data.collate(batch)
+
+    numbered = replace(data, collate=collate)
+    live = classifier().eval()
     evaluate(live, live.task, numbered, 5, accelerator())
     assert sorted(seen) == sorted(data.lengths.tolist())
