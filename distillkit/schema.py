@@ -67,7 +67,7 @@ class EvaluateSettings:
     limit: int | None = None  # rows
     speed: bool = True
     speed_batch_size: int = 32  # rows of the throughput measurement; latency is at 1
-    speed_rounds: int = 15
+    speed_rounds: int = 7
 
 
 @dataclass

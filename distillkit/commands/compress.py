@@ -20,6 +20,7 @@ from distillkit.commands.compare import check_settings as check_evaluate
 from distillkit.commands.folder import Standing, claim, standing
 from distillkit.commands.parts import (
     Data,
+    announce,
     build_required,
     check_objective,
     load_data,
@@ -36,7 +37,7 @@ from distillkit.losses.objective import Objective
 from distillkit.models.live import LiveModel
 from distillkit.models.onnx import OnnxModel, is_onnx
 from distillkit.models.teachers import Teacher
-from distillkit.reporting.console import heading, notice
+from distillkit.reporting.console import notice
 from distillkit.reporting.files import read_report
 from distillkit.schema import Config
 from distillkit.signals import Batch, Model
@@ -77,7 +78,7 @@ def main(config: Config) -> dict[str, Any]:
         return read_report(folder)["compress"]
     accelerator = make_accelerator(config)
     accelerator.wait_for_everyone()
-    heading(f"compress {config.name}") if accelerator.is_main_process else None
+    announce(config, "compress", accelerator)
     data = load_data(plan.source, plan.task)
     start = _load(config.compress.model, "compress.model", plan, data, accelerator)
     check_chain(plan.steps, _kind(start))

@@ -6,10 +6,10 @@ from typing import Any
 
 from distillkit.commands.compare import Measured, check_settings, compare, encode_for
 from distillkit.commands.folder import Standing, claim, standing
-from distillkit.commands.parts import build_required, load_data, load_model, make_accelerator
+from distillkit.commands.parts import announce, build_required, load_data, load_model, make_accelerator
 from distillkit.errors import UserError
 from distillkit.evaluation.evaluate import evaluate
-from distillkit.reporting.console import heading, notice
+from distillkit.reporting.console import notice
 from distillkit.schema import Config
 
 
@@ -28,8 +28,7 @@ def main(config: Config) -> dict[str, Any]:
     state = standing(config, "eval")
     accelerator = make_accelerator(config)
     accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        heading(f"eval {config.name}")
+    announce(config, "eval", accelerator)
     data = load_data(source, task)
     models = {
         name: load_model(path, task, f"evaluate.models.{name}", data.labels, accelerator.device)

@@ -13,12 +13,12 @@ from accelerate import Accelerator
 
 from distillkit.build import build
 from distillkit.commands.folder import Standing, claim, standing
-from distillkit.commands.parts import build_required, load_data, make_accelerator
+from distillkit.commands.parts import announce, build_required, load_data, make_accelerator
 from distillkit.errors import UserError
 from distillkit.freeze import digest
 from distillkit.generation.writer import describe, write_part
 from distillkit.models.teachers import FrozenModel, LiveTeacher
-from distillkit.reporting.console import ProgressDisplay, heading, notice
+from distillkit.reporting.console import ProgressDisplay, notice
 from distillkit.reporting.files import read_report, write_report
 from distillkit.schema import Config
 
@@ -44,12 +44,12 @@ def main(config: Config) -> dict[str, Any]:
         return read_report(folder)["generate-pseudo"]
     accelerator = make_accelerator(config)
     accelerator.wait_for_everyone()
+    announce(config, "generate-pseudo", accelerator)
     data = load_data(source, task)
     live = teacher.load(task, data.labels).to(accelerator.device)
     FrozenModel(live)
     total = generate.total(data.rows)
     if accelerator.is_main_process:
-        heading(f"generate-pseudo {config.name}")
         notice(f"teacher {teacher.path} · {total:,} rows of {data.rows.name}")
         claim(config, "generate-pseudo", state)
     accelerator.wait_for_everyone()

@@ -22,6 +22,7 @@ from distillkit.models.live import LiveModel
 from distillkit.models.load import load_live
 from distillkit.models.onnx import OnnxModel, is_onnx
 from distillkit.models.teachers import FrozenModel, LiveTeacher, Teacher
+from distillkit.reporting.console import heading
 from distillkit.schema import Config
 from distillkit.signals import Model
 from distillkit.tasks.base import Task
@@ -53,6 +54,12 @@ def make_accelerator(config: Config, seeded: bool = True) -> Accelerator:
     return accelerator
 
 
+def announce(config: Config, command: str, accelerator: Accelerator) -> None:
+    """Print the title of a command, unless it is a stage, which `run` has announced."""
+    if accelerator.is_main_process and config.root_dir == config.output_dir:
+        heading(f"{command} {config.name}")
+
+
 @dataclass(frozen=True)
 class Data:
     """Loaded rows, checked against the task.
@@ -66,17 +73,43 @@ class Data:
     labels: list[str] | None
 
 
-def load_data(source: Source, task: Task) -> Data:
-    """Read the rows and check that they have what the task reads."""
+def start_trackers(config: Config, accelerator: Accelerator) -> None:
+    """Start the trackers that the config names."""
+    if config.tracker.log_with:
+        names = {"wandb": {"name": config.name}} if "wandb" in config.tracker.log_with else {}
+        accelerator.init_trackers(config.tracker.project, init_kwargs=names)
+
+
+def load_data(source: Source, task: Task, keep_teacher_logits: bool = False) -> Data:
+    """Read the rows and check that they have what the task reads.
+
+    Args:
+        source: Of the rows.
+        task: What they are for.
+        keep_teacher_logits: Whether the rows' recorded logits are the teacher; else they are left out.
+    """
     rows = source.load()
+    rows = _only_if_recorded(rows) if keep_teacher_logits else rows.without("teacher_logits")
     check_columns(rows, task)
     known = rows.labels is not None or any("label" in split.column_names for split in rows.splits.values())
     return Data(rows, label_names(rows) if task.has_classes and known else None)
 
 
+def _only_if_recorded(rows: Rows) -> Rows:
+    train = rows.split("train")
+    if "teacher_logits" not in train.column_names or all(row is None for row in train["teacher_logits"]):
+        raise UserError(
+            "the training rows carry no teacher_logits",
+            where="dataset.columns.teacher_logits",
+            fix="make them with distillkit generate-pseudo, or use teacher=live",
+        )
+    return rows
+
+
 def require_labels(rows: Rows, split: str, task: Task, why: str) -> None:
     """Refuse a split without hard labels where they are needed."""
-    if task.has_classes and "label" not in rows.split(split).column_names:
+    table = rows.split(split)
+    if task.has_classes and ("label" not in table.column_names or all(label is None for label in table["label"])):
         raise UserError(
             f"the {split} split has no labels, and {why} needs them",
             where="dataset.columns.label",

@@ -6,34 +6,39 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 
 from distillkit.build import build
 from distillkit.commands.folder import Standing, claim, standing
 from distillkit.commands.parts import (
     Data,
+    announce,
     build_required,
     check_objective,
     load_data,
     load_teacher,
     make_accelerator,
     require_labels,
+    start_trackers,
 )
 from distillkit.data.encode import Encoded, encode
-from distillkit.errors import UserError
+from distillkit.data.rows import Source
+from distillkit.errors import UserError, did_you_mean
 from distillkit.evaluation.evaluate import evaluate
 from distillkit.freeze import digest
 from distillkit.losses.objective import Objective
 from distillkit.models.live import LiveModel
 from distillkit.models.students import Student
-from distillkit.models.teachers import LiveTeacher, Teacher
+from distillkit.models.teachers import LiveTeacher, RecordedTeacher, Teacher
 from distillkit.models.tokenizers import check_same_vocabulary
 from distillkit.reporting.card import model_card
-from distillkit.reporting.console import heading, notice
+from distillkit.reporting.console import notice
 from distillkit.reporting.files import markdown_table, read_report, write_report
 from distillkit.schema import Config
+from distillkit.signals import Model
 from distillkit.tasks.base import Task
-from distillkit.training.checkpoint import check_resumable, newest_checkpoint
+from distillkit.training.checkpoint import check_resumable, newest_checkpoint, step_of
 from distillkit.training.loop import FitResult, Run, fit
 from distillkit.training.optimizer import check_settings
 from distillkit.training.records import Records
@@ -44,10 +49,26 @@ class Plan:
     """The parts of a training run, built but not loaded."""
 
     task: Task
-    source: Any
+    source: Source
     teacher: Teacher | None
     student: Student
     objective: Objective
+
+    @property
+    def asks_teacher(self) -> bool:
+        """Whether the teacher has to be loaded: a loss compares with it, or the student is made from it."""
+        return self.teacher is not None and (self.objective.needs_teacher or self.student.needs_teacher)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The parts of a training run, loaded; `validation` and `teacher` are None where there are none."""
+
+    data: Data
+    student: LiveModel
+    teacher: Model | None
+    train: Encoded
+    validation: Encoded | None
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -65,55 +86,17 @@ def main(config: Config) -> dict[str, Any]:
     resume_from = _checkpoint(config, state)
     accelerator = make_accelerator(config)
     accelerator.wait_for_everyone()
-    heading(f"train {config.name}") if accelerator.is_main_process else None
-    data = load_data(plan.source, plan.task)
-    teacher, live = None, None
-    if plan.teacher is not None and (plan.objective.needs_teacher or plan.student.needs_teacher):
-        teacher, live = load_teacher(plan.teacher, plan.task, data, accelerator.device)
-    if plan.objective.needs_labels:
-        require_labels(data.rows, "train", plan.task, "the loss")
-    if data.labels is None and plan.task.has_classes:
-        data = _labelled_by(live, data)
-    student = plan.student.build(plan.task, data.labels, data.rows, live)
-    if live is not None:
-        check_same_vocabulary(live.tokenizer, student.tokenizer)
-    train = encode(data.rows, "train", plan.task, student.tokenizer, data.labels)
-    validation = _validation(data, plan.task, student)
-    best_metric = config.train.best_metric or plan.task.best_metric
+    announce(config, "train", accelerator)
+    loaded = _load(plan, accelerator.device)
     if accelerator.is_main_process:
-        claim(config, "train", state)
+        claim(config, "train", state if resume_from is None else Standing.unfinished)
+        _introduce(plan, loaded)
     accelerator.wait_for_everyone()
-    if config.tracker.log_with:
-        accelerator.init_trackers(config.tracker.project, init_kwargs=_tracker_names(config))
-    _announce(plan, student, train, accelerator)
-
-    def quality(model: LiveModel) -> dict[str, float]:
-        assert validation is not None
-        size = config.train.evaluate_batch_size
-        return evaluate(model, plan.task, validation, size, accelerator).metrics
-
-    records = Records(folder / "metrics.jsonl", accelerator)
-    records.rewind(_step(resume_from))
-    result = fit(
-        Run(
-            student=student,
-            teacher=teacher if plan.objective.needs_teacher else None,
-            objective=plan.objective,
-            data=train,
-            settings=config.train,
-            accelerator=accelerator,
-            records=records,
-            folder=folder / "checkpoints",
-            digest=digest(config, "train"),
-            evaluate=None if validation is None else quality,
-            best_metric=best_metric,
-            resume_from=resume_from,
-        )
-    )
-    metrics = {} if validation is None else quality(student.eval())
-    report = _report(config, plan, student, data, result, metrics)
+    start_trackers(config, accelerator)
+    result, metrics = _fit(config, plan, loaded, resume_from, accelerator)
+    report = _report(config, plan, loaded, result, metrics)
     if accelerator.is_main_process:
-        student.save(folder / "model", model_card(report))
+        loaded.student.save(folder / "model", model_card(report))
         write_report(folder, "train", report, _markdown(report))
         notice(f"student: {folder / 'model'}")
     accelerator.wait_for_everyone()
@@ -131,6 +114,12 @@ def make_plan(config: Config) -> Plan:
         student=build_required(config.student, "student"),
         objective=check_objective(build_required(config.loss, "loss")),
     )
+    best = config.train.best_metric
+    if best is not None and best not in plan.task.metric_names:
+        known = list(plan.task.metric_names)
+        raise UserError(
+            f"{plan.task.name} has no metric '{best}'", where="train.best_metric", fix=did_you_mean(best, known)
+        )
     fix = "set teacher=live teacher.path=MODEL"
     if plan.teacher is None and plan.objective.needs_teacher:
         raise UserError("the loss compares with a teacher, and there is none", where="loss", fix=f"{fix}, or loss=hard")
@@ -155,8 +144,25 @@ def _checkpoint(config: Config, state: Standing) -> Path | None:
     return path
 
 
-def _step(checkpoint: Path | None) -> int:
-    return 0 if checkpoint is None else int(checkpoint.name.removeprefix("step-"))
+def _load(plan: Plan, device: torch.device) -> Loaded:
+    """Load data and models, and refuse what does not fit together."""
+    data = load_data(plan.source, plan.task, keep_teacher_logits=isinstance(plan.teacher, RecordedTeacher))
+    teacher, live = None, None
+    if plan.teacher is not None and plan.asks_teacher:
+        teacher, live = load_teacher(plan.teacher, plan.task, data, device)
+    if plan.objective.needs_labels:
+        require_labels(data.rows, "train", plan.task, "the loss")
+    if data.labels is None and plan.task.has_classes:
+        data = _labelled_by(live, data)
+    student = plan.student.build(plan.task, data.labels, data.rows, live)
+    if live is not None:
+        check_same_vocabulary(live.tokenizer, student.tokenizer)
+    train = encode(data.rows, "train", plan.task, student.tokenizer, data.labels)
+    validation = None
+    if "validation" in data.rows.splits:
+        require_labels(data.rows, "validation", plan.task, "evaluation")
+        validation = encode(data.rows, "validation", plan.task, student.tokenizer, data.labels)
+    return Loaded(data, student, teacher if plan.objective.needs_teacher else None, train, validation)
 
 
 def _labelled_by(teacher: LiveModel | None, data: Data) -> Data:
@@ -168,39 +174,60 @@ def _labelled_by(teacher: LiveModel | None, data: Data) -> Data:
     return replace(data, labels=teacher.labels)
 
 
-def _validation(data: Data, task: Task, student: LiveModel) -> Encoded | None:
-    if "validation" not in data.rows.splits:
-        return None
-    require_labels(data.rows, "validation", task, "evaluation")
-    return encode(data.rows, "validation", task, student.tokenizer, data.labels)
-
-
-def _tracker_names(config: Config) -> dict[str, Any]:
-    return {"wandb": {"name": config.name}} if "wandb" in config.tracker.log_with else {}
-
-
-def _announce(plan: Plan, student: LiveModel, train: Encoded, accelerator: Accelerator) -> None:
-    if not accelerator.is_main_process:
-        return
+def _introduce(plan: Plan, loaded: Loaded) -> None:
     terms = ", ".join(f"{name}: {text}" for name, text in plan.objective.describe().items())
-    tokens = int(train.lengths.sum())
-    notice(f"student {student.count_parameters() / 1e6:.2f} M parameters · {len(train):,} rows, {tokens:,} tokens")
+    tokens, train = int(loaded.train.lengths.sum()), loaded.train
+    notice(
+        f"student {loaded.student.count_parameters() / 1e6:.2f} M parameters · {len(train):,} rows, {tokens:,} tokens"
+    )
     teacher = plan.teacher.path if plan.teacher is not None and plan.objective.needs_teacher else "none"
     notice(f"teacher {teacher} · loss {terms}")
-    if plan.teacher is not None and not plan.objective.needs_teacher and not plan.student.needs_teacher:
+    if plan.teacher is not None and not plan.asks_teacher:
         notice("the teacher is not used: no term of the loss compares with it")
+    left_out = len(loaded.data.rows.split("train")) - len(train)
+    if left_out > 0:
+        notice(f"{left_out:,} rows left out: no room for an answer within task.max_length, or too short")
 
 
-def _report(
-    config: Config, plan: Plan, student: LiveModel, data: Data, result: FitResult, metrics: dict[str, float]
-) -> dict[str, Any]:
-    used = plan.teacher is not None and (plan.objective.needs_teacher or plan.student.needs_teacher)
+def _fit(
+    config: Config, plan: Plan, loaded: Loaded, resume_from: Path | None, accelerator: Accelerator
+) -> tuple[FitResult, dict[str, float]]:
+    """Train the student, and evaluate what came out."""
+    folder, validation = Path(config.output_dir), loaded.validation
+
+    def quality(model: LiveModel) -> dict[str, float]:
+        assert validation is not None
+        size = config.train.evaluate_batch_size
+        return evaluate(model, plan.task, validation, size, accelerator).metrics
+
+    records = Records(folder / "metrics.jsonl", accelerator)
+    records.rewind(0 if resume_from is None else step_of(resume_from))
+    run = Run(
+        student=loaded.student,
+        teacher=loaded.teacher,
+        objective=plan.objective,
+        data=loaded.train,
+        settings=config.train,
+        accelerator=accelerator,
+        records=records,
+        folder=folder / "checkpoints",
+        digest=digest(config, "train"),
+        evaluate=None if validation is None else quality,
+        best_metric=config.train.best_metric or plan.task.best_metric,
+        resume_from=resume_from,
+    )
+    result = fit(run)
+    return result, {} if validation is None else quality(loaded.student.eval())
+
+
+def _report(config: Config, plan: Plan, loaded: Loaded, result: FitResult, metrics: dict[str, float]) -> dict[str, Any]:
+    student = loaded.student
     return {
         "digest": digest(config, "train"),
         "name": config.name,
         "task": plan.task.name,
-        "dataset": data.rows.name,
-        "teacher": plan.teacher.path if used and plan.teacher is not None else None,
+        "dataset": loaded.data.rows.name,
+        "teacher": plan.teacher.path if plan.teacher is not None and plan.asks_teacher else None,
         "student": type(plan.student).__name__,
         "architecture": type(student.model).__name__,
         "loss": plan.objective.describe(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from datasets import ClassLabel, Dataset, Value
@@ -44,6 +44,14 @@ class Rows:
         if len(self.splits[name]) == 0:
             raise UserError(f"the {name} split of dataset '{self.name}' is empty", where="dataset")
         return self.splits[name]
+
+    def without(self, column: str) -> Rows:
+        """Return the same rows without a column."""
+        kept = {
+            name: rows.remove_columns(column) if column in rows.column_names else rows
+            for name, rows in self.splits.items()
+        }
+        return replace(self, splits=kept)
 
 
 class Source(Protocol):

@@ -11,9 +11,9 @@ import torch
 
 from distillkit.data.batches import by_length
 from distillkit.data.encode import Encoded
-from distillkit.signals import Batch, DenseLogits, HeadLogits, Model
+from distillkit.signals import Batch, Model
 
-WARMUP_ROUNDS = 2
+WARM_CALLS, TIMED_CALLS = 2, 3  # of each model's turn; the first calls let the threads of the model before it go idle
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Speed:
 def measure_speed(
     models: Mapping[str, Model], data: Encoded, batch_size: int, rounds: int, device: torch.device
 ) -> dict[str, Speed]:
-    """Time every model on the same rows, in turn, `rounds` times after a warm-up; logits are multiplied out."""
+    """Time every model on the same rows, in turn, for so many rounds after a first one; logits are multiplied out."""
     order = by_length(data.lengths, len(data))[0]
     middle = len(order) // 2
     single = data.batch(order[middle : middle + 1]).to(device)
@@ -41,23 +41,27 @@ def measure_speed(
     several = data.batch(order[start : start + batch_size]).to(device)
     rows = min(batch_size, len(order) - start)
     seconds: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in models}
-    for attempt in range(WARMUP_ROUNDS + rounds):
+    for attempt in range(1 + rounds):
         for name, model in models.items():
-            one, many = _time(model, single, device), _time(model, several, device)
-            if attempt >= WARMUP_ROUNDS:
-                seconds[name][0].append(one)
-                seconds[name][1].append(many)
+            turn = [_time(model, single, device), _time(model, several, device)]
+            if attempt > 0:
+                for found, times in zip(seconds[name], turn, strict=True):
+                    found.extend(times)
     return {
         name: Speed(latency_ms=1000 * median(one), rows_per_second=rows / median(many))
         for name, (one, many) in seconds.items()
     }
 
 
-def _time(model: Model, batch: Batch, device: torch.device) -> float:
-    started = time.perf_counter()
-    logits = model(batch).logits
-    if isinstance(logits, HeadLogits | DenseLogits):
+def _time(model: Model, batch: Batch, device: torch.device) -> list[float]:
+    """Return the seconds of each timed call of one turn."""
+    found = []
+    for _ in range(WARM_CALLS + TIMED_CALLS):
+        started = time.perf_counter()
+        logits = model(batch).logits
+        assert logits is not None
         logits.rows(0, len(logits))
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - started
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        found.append(time.perf_counter() - started)
+    return found[WARM_CALLS:]

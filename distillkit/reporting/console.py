@@ -6,7 +6,9 @@ import time
 from collections.abc import Sequence
 from types import TracebackType
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -25,14 +27,22 @@ def heading(text: str) -> None:
 
 
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table; the first column is text, the others are numbers."""
-    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+    """Print a table; the first column is text, the others are numbers. One that is too wide is turned on its side."""
+    table = _table(title, columns, rows)
+    if Measurement.get(console, console.options.update(max_width=1000), table).maximum > console.width:
+        turned = list(zip(columns, *rows, strict=True))
+        table = _table(title, turned[0], turned[1:])
+    console.print()
+    console.print(table)
+
+
+def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=index == 0)
+        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
     for row in rows:
         table.add_row(*row)
-    width = max(console.width, 100) if console.is_terminal is False else None
-    console.print(table, width=width)
+    return table
 
 
 class ProgressDisplay:

@@ -18,6 +18,7 @@ class Task(Protocol):
     name: str
     required_columns: tuple[tuple[str, ...], ...]  # alternatives: the rows must have all columns of one of them
     best_metric: str
+    metric_names: tuple[str, ...]
     has_classes: bool
 
     def auto_class(self) -> Any:

@@ -29,6 +29,7 @@ class CausalLM:
     name = "causal_lm"
     required_columns = (("text",), ("prompt", "completion"))
     best_metric = "loss"
+    metric_names = ("loss", "perplexity", "accuracy")
     has_classes = False
 
     def __init__(self, max_length: int = 512, min_length: int = 2) -> None:

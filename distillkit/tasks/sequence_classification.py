@@ -24,6 +24,7 @@ class SequenceClassification:
     name = "sequence_classification"
     required_columns = (("text",),)
     best_metric = "accuracy"
+    metric_names = ("accuracy", "macro_f1", "loss")
     has_classes = True
 
     def __init__(self, max_length: int = 128) -> None:
