@@ -31,6 +31,7 @@ class LiveModel(nn.Module):
         self.tokenizer = tokenizer
         self.task = task
         _agree_on_padding(model.config.get_text_config(), tokenizer)
+        _check_room(model.config.get_text_config(), task)
         if not task.has_classes:
             check_head(model)
 
@@ -77,6 +78,15 @@ def _agree_on_padding(config: Any, tokenizer: Any) -> None:
     if tokenizer.pad_token_id is None:
         raise UserError("the tokenizer has neither a padding nor an end-of-text token", where=tokenizer.name_or_path)
     config.pad_token_id = tokenizer.pad_token_id
+
+
+def _check_room(config: Any, task: Task) -> None:
+    """Refuse rows longer than the model has positions."""
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None and task.max_length > positions:
+        raise UserError(
+            f"{task.max_length} tokens are more than the model's {positions} positions", where="task.max_length"
+        )
 
 
 def whole_or_nothing(folder: Path, write: Callable[[Path], object]) -> None:

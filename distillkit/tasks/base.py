@@ -20,6 +20,7 @@ class Task(Protocol):
     best_metric: str
     metric_names: tuple[str, ...]
     has_classes: bool
+    max_length: int  # tokens of a row
 
     def auto_class(self) -> Any:
         """Return the transformers AutoModel class."""
