@@ -20,8 +20,8 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig
 
 from distillkit import sweep
-from distillkit.cli import FLAGS, data_folder, report
-from distillkit.errors import UserError, did_you_mean
+from distillkit.arguments import FLAGS, data_folder
+from distillkit.errors import UserError, did_you_mean, report
 from distillkit.explain import EXPECTED, explain
 from distillkit.freeze import register_resolvers, typed
 from distillkit.schema import Config

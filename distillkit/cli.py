@@ -4,29 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-import traceback
-from dataclasses import dataclass, field
-from pathlib import Path
 
 from distillkit import __version__
-from distillkit.errors import UserError, did_you_mean
-
-COMMANDS = {
-    "run": "the whole recipe: its stages in order, finished ones skipped, one report at the end",
-    "train": "train a student: with a teacher (distillation) or without one (fine-tuning)",
-    "eval": "compare models in one table: quality, agreement, size, speed",
-    "generate-pseudo": "let the teacher label or write data that train can read",
-    "compress": "apply a chain of steps to a model and measure before and after each",
-}
-TOOLS = {
-    "recipes": "list the recipes with their purpose",
-    "completion": "print a completion script for bash, zsh or fish",
-}
-VALUED = ("-c", "--cfg", "-p", "--package", "-cp", "--config-path", "-cn", "--config-name", "-cd", "--config-dir")
-INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
-SHOWING = ("--cfg", "--resolve", "--package", "--info", "--help", "--hydra-help", "--version", "--traceback")
-FLAGS = (*SHOWING, "--multirun", "--config-dir", "--config-name")
-TRACEBACK = "DISTILLKIT_TRACEBACK"  # in the environment, so that worker processes see it
+from distillkit.arguments import COMMANDS, TOOLS, Arguments, find_recipe, recipe_files, sort
+from distillkit.errors import TRACEBACK, UserError, did_you_mean, report
 
 USAGE = f"""\
 usage: distillkit COMMAND [RECIPE] [key=value ...] [flags]
@@ -92,23 +73,6 @@ KEYS = {
 }
 
 
-@dataclass
-class Arguments:
-    """What stands behind COMMAND, sorted; order is kept within each kind."""
-
-    positional: list[str] = field(default_factory=list)
-    overrides: list[str] = field(default_factory=list)
-    flags: list[str] = field(default_factory=list)
-
-    def value(self, *names: str) -> str | None:
-        """Return the value of a flag, given its names."""
-        for position, flag in enumerate(self.flags):
-            name, equals, value = flag.partition("=")
-            if name in names:
-                return value if equals else "".join(self.flags[position + 1 : position + 2])
-        return None
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run one command line.
 
@@ -126,22 +90,6 @@ def main(argv: list[str] | None = None) -> int:
         return int(end.code or 0)
     except (Exception, KeyboardInterrupt) as error:
         return report(error)
-
-
-def report(error: BaseException) -> int:
-    """Print an error as users shall see it and return the exit code.
-
-    Every process but the first of several stays silent about bad input, which the first reports.
-    """
-    bad_input = isinstance(error, UserError)
-    if os.environ.get(TRACEBACK) or not (bad_input or isinstance(error, KeyboardInterrupt)):
-        traceback.print_exception(error)
-    if isinstance(error, KeyboardInterrupt):
-        print("distillkit: interrupted", file=sys.stderr)
-        return 130
-    if bad_input and os.environ.get("RANK", "0") == "0":
-        print(f"distillkit: error: {error}", file=sys.stderr)
-    return 2 if bad_input else 1
 
 
 def dispatch(argv: list[str]) -> int:
@@ -175,61 +123,6 @@ def start(command: str, arguments: Arguments) -> int:
     from distillkit import app
 
     return app.main(command, name, [folder] if folder else [], arguments.flags + arguments.overrides)
-
-
-def sort(tokens: list[str]) -> Arguments:
-    """Sort tokens into positional ones, overrides and flags (with their values), so that flags may stand anywhere."""
-    arguments = Arguments()
-    waiting = list(tokens)
-    while waiting:
-        token = waiting.pop(0)
-        if token.startswith("-"):
-            arguments.flags.append(token)
-            takes_value = token in VALUED or (token in ("--info", "-i") and waiting and waiting[0] in INFO)
-            if takes_value and waiting:
-                arguments.flags.append(waiting.pop(0))
-        elif token.startswith(("+", "~")) or ("=" in token and not Path(token).is_file()):
-            arguments.overrides.append(token)
-        else:
-            arguments.positional.append(token)
-    return arguments
-
-
-def find_recipe(arguments: Arguments) -> tuple[str, Path | None]:
-    """Return the config name of the recipe and, for a path, the folder that it lies in."""
-    if not arguments.positional:
-        return "config", None
-    recipe, *others = arguments.positional
-    if others:
-        raise UserError(f"unexpected argument '{others[0]}'", fix=f"write KEY=VALUE; the recipe is '{recipe}' already")
-    if arguments.value("--config-name", "-cn"):
-        raise UserError(f"both a recipe ('{recipe}') and --config-name", fix="give one of them")
-    if os.sep in recipe or recipe.endswith((".yaml", ".yml")):
-        return _recipe_file(Path(recipe))
-    own = arguments.value("--config-dir", "-cd")
-    if recipe in recipe_files() or (own and (Path(own) / f"{recipe}.yaml").is_file()):
-        return recipe, None
-    raise UserError(f"unknown recipe '{recipe}'", fix=did_you_mean(recipe, list(recipe_files())))
-
-
-def _recipe_file(path: Path) -> tuple[str, Path]:
-    if not path.is_file():
-        raise UserError("no such recipe file", where=str(path))
-    if path.suffix != ".yaml" or path.stem == "config":
-        raise UserError("a recipe is a file NAME.yaml, and NAME is not 'config'", where=str(path), fix="rename it")
-    return path.stem, path.resolve().parent
-
-
-def data_folder(name: str) -> Path:
-    """Return the folder `configs` or `recipes`: beside the installed package, else in the checkout."""
-    package = Path(__file__).resolve().parent
-    installed = package / "_data" / name
-    return installed if installed.is_dir() else package.parent / name
-
-
-def recipe_files() -> dict[str, Path]:
-    """Return the recipes that come with distillkit, by name."""
-    return {path.stem: path for path in sorted(data_folder("recipes").glob("*.yaml"))}
 
 
 def list_recipes() -> int:

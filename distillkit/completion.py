@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from distillkit.cli import COMMANDS, FLAGS, TOOLS, data_folder, find_recipe, recipe_files, sort
+from distillkit.arguments import COMMANDS, FLAGS, TOOLS, data_folder, find_recipe, recipe_files, sort
 from distillkit.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:

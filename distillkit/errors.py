@@ -1,6 +1,12 @@
-"""The one error that users see: what is wrong, where, and what to do."""
+"""The one error that users see: what is wrong, where, and what to do; and how errors are printed."""
 
 from __future__ import annotations
+
+import os
+import sys
+import traceback
+
+TRACEBACK = "DISTILLKIT_TRACEBACK"  # in the environment, so that worker processes see it
 
 
 class UserError(Exception):
@@ -29,3 +35,19 @@ def did_you_mean(wrong: str, known: list[str]) -> str | None:
     if near:
         return f"did you mean '{near[0]}'?"
     return f"choose one of: {', '.join(sorted(known))}" if known else None
+
+
+def report(error: BaseException) -> int:
+    """Print an error as users shall see it and return the exit code.
+
+    Every process but the first of several stays silent about bad input, which the first reports.
+    """
+    bad_input = isinstance(error, UserError)
+    if os.environ.get(TRACEBACK) or not (bad_input or isinstance(error, KeyboardInterrupt)):
+        traceback.print_exception(error)
+    if isinstance(error, KeyboardInterrupt):
+        print("distillkit: interrupted", file=sys.stderr)
+        return 130
+    if bad_input and os.environ.get("RANK", "0") == "0":
+        print(f"distillkit: error: {error}", file=sys.stderr)
+    return 2 if bad_input else 1

@@ -18,8 +18,7 @@ from typing import Any
 
 import yaml
 
-from distillkit.cli import report
-from distillkit.errors import UserError
+from distillkit.errors import UserError, report
 from distillkit.freeze import freeze
 from distillkit.schema import Config, LaunchSettings
 from distillkit.worker import COMPLAINT, run

@@ -11,7 +11,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from distillkit.cli import COMMANDS
+from distillkit.arguments import COMMANDS
 from distillkit.errors import UserError, did_you_mean
 from distillkit.explain import explain_value
 from distillkit.freeze import StageJob, digest, leaves, plain, typed

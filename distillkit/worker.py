@@ -10,8 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from distillkit.cli import TRACEBACK, report
-from distillkit.errors import UserError
+from distillkit.errors import TRACEBACK, UserError, report
 from distillkit.freeze import load
 from distillkit.schema import Config
 

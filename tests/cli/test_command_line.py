@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from distillkit import __version__
-from distillkit.cli import COMMANDS, recipe_files
+from distillkit.arguments import COMMANDS, recipe_files
 from distillkit.errors import UserError
 
 from .conftest import Shell

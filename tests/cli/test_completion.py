@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from distillkit.cli import COMMANDS, recipe_files
+from distillkit.arguments import COMMANDS, recipe_files
 
 from .conftest import Shell
 
