@@ -12,7 +12,7 @@ from distillkit.reporting.files import read_report
 from distillkit.schema import Config
 
 WRITES = {
-    "train": ("checkpoints", "model", "metrics.jsonl"),
+    "train": ("checkpoints", "model", "metrics.jsonl", "trackers"),
     "eval": (),
     "generate-pseudo": ("pseudo",),
     "compress": ("compressed",),

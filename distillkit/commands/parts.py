@@ -36,7 +36,7 @@ def build_required(node: Any, key: str) -> Any:
     return part
 
 
-def make_accelerator(config: Config, seeded: bool = True) -> Accelerator:
+def make_accelerator(config: Config) -> Accelerator:
     """Start (or join) the processes of this run, with its precision, trackers and seed; quieten the libraries."""
     datasets.disable_progress_bars()
     transformers.utils.logging.set_verbosity_error()
@@ -47,10 +47,9 @@ def make_accelerator(config: Config, seeded: bool = True) -> Accelerator:
         cpu=not torch.cuda.is_available(),
         mixed_precision=config.train.precision.value,
         log_with=config.tracker.log_with or None,
-        project_config=ProjectConfiguration(project_dir=config.output_dir),
+        project_config=ProjectConfiguration(project_dir=config.output_dir, logging_dir=f"{config.output_dir}/trackers"),
     )
-    if seeded:
-        set_seed(config.train.seed)
+    set_seed(config.train.seed)
     return accelerator
 
 

@@ -35,10 +35,10 @@ from distillkit.models.tokenizers import check_same_vocabulary
 from distillkit.reporting.card import model_card
 from distillkit.reporting.console import notice
 from distillkit.reporting.files import markdown_table, read_report, write_report
-from distillkit.schema import Config
+from distillkit.schema import Config, Precision
 from distillkit.signals import Model
 from distillkit.tasks.base import Task
-from distillkit.training.checkpoint import check_resumable, newest_checkpoint, step_of
+from distillkit.training.checkpoint import BEST, check_resumable, newest_checkpoint, step_of
 from distillkit.training.loop import FitResult, Run, fit
 from distillkit.training.optimizer import check_settings
 from distillkit.training.records import Records
@@ -90,7 +90,7 @@ def main(config: Config) -> dict[str, Any]:
     loaded = _load(plan, accelerator.device)
     if accelerator.is_main_process:
         claim(config, "train", state if resume_from is None else Standing.unfinished)
-        _introduce(plan, loaded)
+        _introduce(config, plan, loaded)
     accelerator.wait_for_everyone()
     start_trackers(config, accelerator)
     result, metrics = _fit(config, plan, loaded, resume_from, accelerator)
@@ -98,6 +98,7 @@ def main(config: Config) -> dict[str, Any]:
     if accelerator.is_main_process:
         loaded.student.save(folder / "model", model_card(report))
         write_report(folder, "train", report, _markdown(report))
+        (folder / "checkpoints" / BEST).unlink(missing_ok=True)
         notice(f"student: {folder / 'model'}")
     accelerator.wait_for_everyone()
     accelerator.end_training()
@@ -174,7 +175,7 @@ def _labelled_by(teacher: LiveModel | None, data: Data) -> Data:
     return replace(data, labels=teacher.labels)
 
 
-def _introduce(plan: Plan, loaded: Loaded) -> None:
+def _introduce(config: Config, plan: Plan, loaded: Loaded) -> None:
     terms = ", ".join(f"{name}: {text}" for name, text in plan.objective.describe().items())
     tokens, train = int(loaded.train.lengths.sum()), loaded.train
     notice(
@@ -184,6 +185,8 @@ def _introduce(plan: Plan, loaded: Loaded) -> None:
     notice(f"teacher {teacher} · loss {terms}")
     if plan.teacher is not None and not plan.asks_teacher:
         notice("the teacher is not used: no term of the loss compares with it")
+    if config.train.precision is Precision.fp16 and loaded.student.device.type == "cpu":
+        notice("fp16 is slow on a CPU: bf16 is the faster half precision there")
     left_out = len(loaded.data.rows.split("train")) - len(train)
     if left_out > 0:
         notice(f"{left_out:,} rows left out: no room for an answer within task.max_length, or too short")

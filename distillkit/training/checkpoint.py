@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from distillkit.errors import UserError
 
 MANIFEST = "manifest.json"
+BEST = "best.safetensors"  # weights of the best evaluation, until the run is finished
 
 
 @dataclass

@@ -219,7 +219,7 @@ class _Fit:
 
     @property
     def _best_path(self) -> Path:
-        return self.run.folder / "best.safetensors"
+        return self.run.folder / checkpoint.BEST
 
     def _save_checkpoint(self) -> None:
         run = self.run
