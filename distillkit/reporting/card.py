@@ -11,6 +11,11 @@ from distillkit import __version__
 LIBRARY_TASKS = {"sequence_classification": "text-classification", "causal_lm": "text-generation"}
 
 
+def made(report: dict[str, Any]) -> str:
+    """Say how a student was made before it was trained."""
+    return f"{report['student']} ({report['made_from']})" if report["made_from"] else report["student"]
+
+
 def model_card(report: dict[str, Any]) -> str:
     """Write a README.md from the report of `train`: teacher, data, losses and results."""
     header = {
@@ -22,6 +27,7 @@ def model_card(report: dict[str, Any]) -> str:
     facts = {
         "Architecture": f"{report['architecture']}, {report['parameters']:,} parameters",
         "Teacher": report["teacher"] or "none",
+        "Student": made(report),
         "Data": report["dataset"],
         "Loss": "; ".join(f"{name}: {text}" for name, text in report["loss"].items()),
         "Steps": f"{report['steps']:,} of {report['batch_size']} rows",

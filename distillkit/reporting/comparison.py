@@ -8,6 +8,7 @@ from typing import Any
 
 from distillkit.tasks.base import higher_is_better
 
+PRUNED = 0.99  # a model with fewer non-zero weights shows their share
 PERCENT = frozenset({"accuracy", "macro_f1", "agreement"})
 
 
@@ -51,7 +52,7 @@ def comparison_table(models: Mapping[str, Compared], quality: str) -> tuple[list
     """Return columns and rows of a comparison; `quality` is the metric of the "kept" column and comes first."""
     first = next(iter(models.values()))
     metrics = [quality, *(name for name in first.metrics if name not in (quality, "agreement"))]
-    sparse = any(model.nonzeros < model.parameters for model in models.values())
+    sparse = any(model.nonzeros < PRUNED * model.parameters for model in models.values())
     columns = ["model", *(name.replace("_", " ") for name in metrics), "kept", "agreement", "parameters"]
     columns += ["non-zero"] * sparse + ["size"]
     timed = first.latency_ms is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from types import TracebackType
@@ -12,7 +13,8 @@ from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-console = Console(highlight=False, soft_wrap=True)
+first = os.environ.get("RANK", "0") == "0"  # of several processes only the first one speaks
+console = Console(highlight=False, soft_wrap=True, quiet=not first)
 PLAIN_SECONDS = 10.0  # between two progress lines when the output is no terminal
 
 

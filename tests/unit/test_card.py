@@ -12,6 +12,8 @@ REPORT: dict[str, Any] = {
     "name": "sst2: distil",
     "task": "sequence_classification",
     "teacher": "outputs/teacher/model",
+    "student": "FromTeacher",
+    "made_from": "outputs/teacher/model",
     "dataset": "nyu-mll/glue sst2",
     "architecture": "BertForSequenceClassification",
     "parameters": 1_234_567,
