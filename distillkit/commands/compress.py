@@ -23,6 +23,7 @@ from distillkit.commands.parts import (
     announce,
     build_required,
     check_objective,
+    finish,
     load_data,
     load_model,
     make_accelerator,
@@ -94,8 +95,7 @@ def main(config: Config) -> dict[str, Any]:
     accelerator.wait_for_everyone()
     measured = _apply(plan, config, data, start, encoded, retrainer, accelerator)
     report = compare(config, "compress", plan.task, data, encoded, measured, accelerator)
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
+    finish(accelerator)
     return report
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from distillkit.commands.compare import Measured, check_settings, compare, encode_for
 from distillkit.commands.folder import Standing, claim, standing
-from distillkit.commands.parts import announce, build_required, load_data, load_model, make_accelerator
+from distillkit.commands.parts import announce, build_required, finish, load_data, load_model, make_accelerator
 from distillkit.errors import UserError
 from distillkit.evaluation.evaluate import evaluate
 from distillkit.reporting.console import notice
@@ -45,6 +45,5 @@ def main(config: Config) -> dict[str, Any]:
         reference = outcome.predictions if reference is None else reference
         measured[name] = Measured(settings.models[name], model, outcome.metrics, {})
     report = compare(config, "eval", task, data, encoded, measured, accelerator)
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
+    finish(accelerator)
     return report

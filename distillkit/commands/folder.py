@@ -60,15 +60,15 @@ def standing(config: Config, command: str) -> Standing:
 def claim(config: Config, command: str, state: Standing) -> None:
     """Take the folder: clear what another run of the command left (only a `new` one does) and freeze the config."""
     folder = Path(config.output_dir)
-    if state is Standing.new:
-        for name in WRITES[command]:
-            path = folder / name
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if state is Standing.new:
+            for name in WRITES[command]:
+                path = folder / name
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
         (folder / f"{command}.yaml").write_text(freeze(config), encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot write to {folder} ({error.strerror})", where="output_dir") from error

@@ -13,9 +13,10 @@ from accelerate import Accelerator
 
 from distillkit.build import build
 from distillkit.commands.folder import Standing, claim, standing
-from distillkit.commands.parts import announce, build_required, load_data, make_accelerator
+from distillkit.commands.parts import announce, build_required, finish, load_data, make_accelerator
 from distillkit.errors import UserError
 from distillkit.freeze import digest
+from distillkit.generation.base import Generator
 from distillkit.generation.writer import describe, write_part
 from distillkit.models.teachers import FrozenModel, LiveTeacher
 from distillkit.reporting.console import ProgressDisplay, notice
@@ -33,7 +34,8 @@ def main(config: Config) -> dict[str, Any]:
     """
     task = build_required(config.task, "task")
     source = build_required(config.dataset, "dataset")
-    generate = build_required(config.generate, "generate")
+    generate: Generator = build_required(config.generate, "generate")
+    generate.check(task)
     teacher = build(config.teacher, "teacher")
     if not isinstance(teacher, LiveTeacher):
         raise UserError("there is no teacher to ask", where="teacher", fix="set teacher=live teacher.path=MODEL")
@@ -45,13 +47,13 @@ def main(config: Config) -> dict[str, Any]:
     accelerator = make_accelerator(config)
     accelerator.wait_for_everyone()
     announce(config, "generate-pseudo", accelerator)
-    data = load_data(source, task)
+    data = load_data(source, task, reader=generate)
     live = teacher.load(task, data.labels).to(accelerator.device)
     FrozenModel(live)
     total = generate.total(data.rows)
     if accelerator.is_main_process:
         notice(f"teacher {teacher.path} · {total:,} rows of {data.rows.name}")
-        claim(config, "generate-pseudo", state)
+        claim(config, "generate-pseudo", Standing.new)  # from the start, without parts that other processes left
     accelerator.wait_for_everyone()
     started = time.monotonic()
     tally: Counter[str] = Counter()
@@ -82,8 +84,7 @@ def main(config: Config) -> dict[str, Any]:
         for example in examples[:SHOWN]:
             notice(f"  {_shorten(example)}")
         notice(text)
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
+    finish(accelerator)
     return report
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from distillkit.build import build
 from distillkit.data.encode import check_columns, label_names
 from distillkit.data.rows import Rows, Source
 from distillkit.errors import UserError
+from distillkit.generation.base import Generator
 from distillkit.losses.objective import Objective
 from distillkit.models.live import LiveModel
 from distillkit.models.load import load_live
@@ -59,6 +61,17 @@ def announce(config: Config, command: str, accelerator: Accelerator) -> None:
         heading(f"{command} {config.name}")
 
 
+def finish(accelerator: Accelerator) -> None:
+    """Wait for everyone and close the trackers.
+
+    The processes stay together for the next stage or job: a group that parted does not reliably meet again.
+    """
+    accelerator.wait_for_everyone()
+    for tracker in accelerator.trackers:
+        tracker.finish()
+    atexit.register(accelerator.state.destroy_process_group)
+
+
 @dataclass(frozen=True)
 class Data:
     """Loaded rows, checked against the task.
@@ -79,17 +92,18 @@ def start_trackers(config: Config, accelerator: Accelerator) -> None:
         accelerator.init_trackers(config.tracker.project, init_kwargs=names)
 
 
-def load_data(source: Source, task: Task, keep_teacher_logits: bool = False) -> Data:
-    """Read the rows and check that they have what the task reads.
+def load_data(source: Source, task: Task, keep_teacher_logits: bool = False, reader: Generator | None = None) -> Data:
+    """Read the rows and check that they have what is read of them.
 
     Args:
         source: Of the rows.
         task: What they are for.
         keep_teacher_logits: Whether the rows' recorded logits are the teacher; else they are left out.
+        reader: What reads the columns; None for the task.
     """
     rows = source.load()
     rows = _only_if_recorded(rows) if keep_teacher_logits else rows.without("teacher_logits")
-    check_columns(rows, task)
+    check_columns(rows, reader or task)
     known = rows.labels is not None or any("label" in split.column_names for split in rows.splits.values())
     return Data(rows, label_names(rows) if task.has_classes and known else None)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,8 @@ def main(config: Config, stages: dict[str, StageJob]) -> dict[str, Any]:
     rows = [[name, stages[name].command, _outcome(result)] for name, result in results.items()]
     summary = markdown_table(["stage", "command", "outcome"], rows)
     details = "\n\n".join(result["markdown"] for result in reversed(results.values()))
-    write_report(folder, "run", report, f"# {config.name}\n\n{details}\n\n## Stages\n\n{summary}")
+    if os.environ.get("RANK", "0") == "0":  # the first of the processes that torchrun started
+        write_report(folder, "run", report, f"# {config.name}\n\n{details}\n\n## Stages\n\n{summary}")
     notice(f"\n{config.name}: {len(stages)} stages in {_duration(time.monotonic() - started)}")
     console.print(f"[bold]report: {folder / 'report.md'}[/bold]")
     return report

@@ -16,6 +16,7 @@ from distillkit.commands.parts import (
     announce,
     build_required,
     check_objective,
+    finish,
     load_data,
     load_teacher,
     make_accelerator,
@@ -32,7 +33,7 @@ from distillkit.models.live import LiveModel
 from distillkit.models.students import Student
 from distillkit.models.teachers import LiveTeacher, RecordedTeacher, Teacher
 from distillkit.models.tokenizers import check_same_vocabulary
-from distillkit.reporting.card import model_card
+from distillkit.reporting.card import made, model_card
 from distillkit.reporting.console import notice
 from distillkit.reporting.files import markdown_table, read_report, write_report
 from distillkit.schema import Config, Precision
@@ -100,8 +101,7 @@ def main(config: Config) -> dict[str, Any]:
         write_report(folder, "train", report, _markdown(report))
         (folder / "checkpoints" / BEST).unlink(missing_ok=True)
         notice(f"student: {folder / 'model'}")
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
+    finish(accelerator)
     return report
 
 
@@ -224,13 +224,14 @@ def _fit(
 
 
 def _report(config: Config, plan: Plan, loaded: Loaded, result: FitResult, metrics: dict[str, float]) -> dict[str, Any]:
-    student = loaded.student
+    student, path = loaded.student, None if plan.teacher is None else plan.teacher.path
     return {
         "digest": digest(config, "train"),
         "name": config.name,
         "task": plan.task.name,
         "dataset": loaded.data.rows.name,
-        "teacher": plan.teacher.path if plan.teacher is not None and plan.asks_teacher else None,
+        "teacher": path if plan.objective.needs_teacher else None,
+        "made_from": path if plan.student.needs_teacher else None,
         "student": type(plan.student).__name__,
         "architecture": type(student.model).__name__,
         "loss": plan.objective.describe(),
@@ -249,7 +250,7 @@ def _markdown(report: dict[str, Any]) -> str:
     lines = [
         f"## Train: {report['name']}",
         f"{report['architecture']}, {report['parameters'] / 1e6:.2f} M parameters, {report['steps']} steps in "
-        f"{report['seconds']:.0f} s. Teacher: {report['teacher'] or 'none'}. "
+        f"{report['seconds']:.0f} s. Teacher: {report['teacher'] or 'none'}. Student: {made(report)}. "
         f"Loss: {', '.join(f'{name} ({text})' for name, text in report['loss'].items())}.",
         table,
     ]

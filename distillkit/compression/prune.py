@@ -13,20 +13,22 @@ from distillkit.compression.variant import Context, Masks, Step, Variant, matchi
 from distillkit.errors import UserError, did_you_mean
 from distillkit.models.live import LiveModel
 from distillkit.models.onnx import OnnxModel
+from distillkit.models.students import layer_stack
 
 CAUTION = "zeros are stored and multiplied like any other number: neither size nor speed changes"
 LARGEST = 2**31 - 1  # the bits of any float32 ≥ 0 are at most this
 
 
 class MagnitudePrune(Step):
-    """Zero the weights of small magnitude in the linear layers of the transformer body.
+    """Zero the weights of small magnitude in the transformer layers' linear maps.
 
-    Embeddings, the output head (also where it is tied to the embeddings), norms and biases are left alone.
+    Everything outside the layers (embeddings, pooler, output head), norms and biases are left alone.
 
     Args:
         epsilon: Zero every |w| < epsilon; or
         sparsity: the share of the weights to zero, met exactly.
-        scope: "global": the smallest of all layers together; "layer": the same share of every layer.
+        scope: "layer": the same share of every weight matrix; "global": the smallest of all matrices together, which
+            empties those of small scale first.
         exclude: Modules to leave alone, by shell-style patterns such as "*.layer.0.*".
     """
 
@@ -34,7 +36,7 @@ class MagnitudePrune(Step):
         self,
         epsilon: float | None = None,
         sparsity: float | None = None,
-        scope: str = "global",
+        scope: str = "layer",
         exclude: list[str] | None = None,
     ) -> None:
         if (epsilon is None) == (sparsity is None):
@@ -74,21 +76,18 @@ class MagnitudePrune(Step):
 
 
 def prunable(model: Any, exclude: list[str]) -> dict[str, Tensor]:
-    """Return the weights of the linear layers of a transformers model's body, by parameter name.
+    """Return the weights of the linear maps in a transformers model's layers, by parameter name.
 
     Raises:
         UserError: If a pattern matches nothing, or nothing is left to prune.
     """
-    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    head = model.get_output_embeddings()
-    body = set(model.base_model.modules()) - {head}
+    stack = layer_stack(model, "compress.model")
     left_out = matching(dict(model.named_modules()), exclude, "exclude")
     weights = {
         f"{name}.weight": module.weight
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and module in body and name not in left_out
+        if isinstance(module, nn.Linear | Conv1D) and name.startswith(f"{stack}.") and name not in left_out
     }
-    weights = {name: weight for name, weight in weights.items() if id(weight) not in embeddings}
     if not weights:
         raise UserError(f"{type(model).__name__} has no linear layers to prune")
     return weights

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from datasets import Dataset
@@ -50,13 +50,20 @@ def label_names(rows: Rows) -> list[str]:
     return sorted(found, key=lambda label: (not label.isdigit(), int(label) if label.isdigit() else 0, label))
 
 
-def check_columns(rows: Rows, task: Task) -> None:
-    """Refuse rows that lack what the task reads."""
+class Reader(Protocol):
+    """What reads columns: a task, or a generator."""
+
+    name: str
+    required_columns: tuple[tuple[str, ...], ...]
+
+
+def check_columns(rows: Rows, reader: Reader) -> None:
+    """Refuse rows that lack what is read of them."""
     for split, table in rows.splits.items():
-        if not any(set(needed) <= set(table.column_names) for needed in task.required_columns):
-            options = " or ".join(" + ".join(needed) for needed in task.required_columns)
+        if not any(set(needed) <= set(table.column_names) for needed in reader.required_columns):
+            options = " or ".join(" + ".join(needed) for needed in reader.required_columns)
             raise UserError(
-                f"{task.name} needs the columns {options}; the {split} split has {', '.join(table.column_names)}",
+                f"{reader.name} needs the columns {options}; the {split} split has {', '.join(table.column_names)}",
                 where="dataset.columns",
                 fix="map them: dataset.columns.text=NAME",
             )

@@ -98,7 +98,8 @@ def name_labels(rows: Dataset) -> tuple[Dataset, list[str] | None]:
         return rows, None
     names = list(kind.names) if isinstance(kind, ClassLabel) else None
     texts = [_label_text(label, names) for label in rows["label"][:]]
-    return rows.remove_columns("label").add_column("label", texts, feature=Value("string")), names
+    named = rows.add_column("its name", texts, feature=Value("string"))  # a table without columns has no rows
+    return named.remove_columns("label").rename_column("its name", "label"), names
 
 
 def _label_text(label: Any, names: list[str] | None) -> str | None:

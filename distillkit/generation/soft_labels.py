@@ -12,6 +12,7 @@ from distillkit.data.encode import encode
 from distillkit.data.rows import Rows
 from distillkit.errors import UserError
 from distillkit.models.live import LiveModel
+from distillkit.tasks.base import Task
 
 LABELS = ("keep", "fill", "replace")
 
@@ -26,6 +27,9 @@ class SoftLabels:
             "replace" all by it.
     """
 
+    name = "soft_labels"
+    required_columns = (("text",),)
+
     def __init__(self, split: str = "train", batch_size: int = 64, labels: str = "keep") -> None:
         if labels not in LABELS:
             raise UserError(f"must be one of {', '.join(LABELS)}, got '{labels}'", where="generate.labels")
@@ -34,6 +38,11 @@ class SoftLabels:
         self.split = split
         self.batch_size = batch_size
         self.labels = labels
+
+    def check(self, task: Task) -> None:
+        """Refuse a task without classes."""
+        if not task.has_classes:
+            raise UserError(f"{task.name} has no soft labels to write", where="generate", fix="use generate=text")
 
     def total(self, rows: Rows) -> int:
         """Return how many rows will be asked about."""
@@ -48,10 +57,6 @@ class SoftLabels:
             rows: The dataset.
             share: Which of the split's rows this process answers.
         """
-        if not teacher.task.has_classes:
-            raise UserError(
-                f"{teacher.task.name} has no soft labels to write", where="generate", fix="use generate=text"
-            )
         table = rows.split(self.split)
         data = encode(rows, self.split, teacher.task, teacher.tokenizer, teacher.labels)
         mine = np.arange(len(table))[share]

@@ -11,6 +11,7 @@ from torch import Tensor
 from distillkit.data.rows import Rows
 from distillkit.errors import UserError
 from distillkit.models.live import LiveModel
+from distillkit.tasks.base import Task
 
 
 class TeacherText:
@@ -31,6 +32,9 @@ class TeacherText:
         seed: Of the sampling.
         limit: Use at most so many prompts.
     """
+
+    name = "text"
+    required_columns = (("prompt",), ("text",))
 
     def __init__(
         self,
@@ -73,6 +77,11 @@ class TeacherText:
         self.seed = seed
         self.limit = limit
 
+    def check(self, task: Task) -> None:
+        """Refuse a classifier."""
+        if task.has_classes:
+            raise UserError(f"a {task.name} teacher writes no text", where="generate", fix="use generate=soft_labels")
+
     def total(self, rows: Rows) -> int:
         """Return how many prompts there are."""
         count = len(rows.split(self.split))
@@ -87,8 +96,6 @@ class TeacherText:
             rows: The dataset.
             share: Which of the prompts this process answers.
         """
-        if teacher.task.has_classes:
-            raise UserError(f"a {teacher.task.name} teacher writes no text", where="generate", fix="use soft_labels")
         table = rows.split(self.split).select(range(self.total(rows)))
         answering = "prompt" in table.column_names
         prompts = self._prompts(list(table["prompt" if answering else "text"])[share], teacher.tokenizer, answering)

@@ -178,7 +178,7 @@ def copy_layers(model: Any, layers: list[int]) -> Any:
     """
     config = copy.deepcopy(model.config)
     settings = config.get_text_config()
-    stack = layer_stack(model, settings.num_hidden_layers)
+    stack = layer_stack(model, "student.layers")
     for name, value in settings.to_dict().items():
         if _is_layered(name, value, model.config.get_text_config()):
             setattr(settings, name, [value[layer] for layer in layers])
@@ -201,10 +201,11 @@ def copy_layers(model: Any, layers: list[int]) -> Any:
     return small
 
 
-def layer_stack(model: nn.Module, depth: int) -> str:
-    """Return the module path of the list of layers."""
+def layer_stack(model: Any, key: str) -> str:
+    """Return the module path of a transformers model's list of layers; `key` is for the message if there is none."""
+    depth = model.config.get_text_config().num_hidden_layers
     lists = {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
     stacks = [name for name, module in lists.items() if len(module) == depth]
     if not stacks:
-        raise UserError(f"cannot find the {depth} layers of {type(model).__name__}", where="student.layers")
+        raise UserError(f"cannot find the {depth} layers of {type(model).__name__}", where=key)
     return min(stacks, key=lambda name: name.count("."))

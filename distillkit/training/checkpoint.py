@@ -93,7 +93,7 @@ def load_checkpoint(
 ) -> Progress:
     """Restore weights, optimiser, random state and progress from a verified checkpoint."""
     state = read_state(path)
-    load_model(trainee, str(path / "weights.safetensors"), device=str(device))
+    load_model(trainee, str(path / "weights.safetensors"))
     optimizer.load_state_dict(_unflatten(load_file(path / "optimizer.safetensors"), state["groups"]))
     if accelerator.scaler is not None:
         accelerator.scaler.load_state_dict(state["scaler"])
@@ -174,10 +174,10 @@ def save_weights(module: nn.Module, path: Path) -> None:
     beside.rename(path)
 
 
-def load_weights(module: nn.Module, path: Path, device: torch.device) -> None:
+def load_weights(module: nn.Module, path: Path) -> None:
     """Read weights that `save_weights` wrote."""
     try:
-        load_model(module, str(path), device=str(device))
+        load_model(module, str(path))
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot be read ({error})", where=str(path)) from error
 

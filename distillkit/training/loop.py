@@ -129,7 +129,7 @@ class _Fit:
                     self._save_checkpoint()
         if run.evaluate is not None and run.settings.keep_best and self.progress.best_step not in (None, self.steps):
             run.accelerator.wait_for_everyone()
-            checkpoint.load_weights(self.trainee, self._best_path, run.accelerator.device)
+            checkpoint.load_weights(self.trainee, self._best_path)
         seconds = time.monotonic() - started
         progress = self.progress
         return FitResult(progress.step, progress.best_step, progress.best_value, run.best_metric, seconds, self.items)

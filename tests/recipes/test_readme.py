@@ -1,4 +1,7 @@
-"""Every command of the README is run, cut to a few steps, in a folder where the hub's names are tiny local models."""
+"""Every command of the README is run, cut to a few steps, in a folder where the hub's names are tiny local models.
+
+Those that start several processes start one here; tests/distributed is about several.
+"""
 
 from __future__ import annotations
 
@@ -54,12 +57,14 @@ def run(line: str, patch: pytest.MonkeyPatch) -> None:
             if name == "PYTHONPATH":
                 patch.syspath_prepend(str(Path(value).resolve()))
     elif words[0] == "distillkit" and words[1] in SHORT:
-        short = [f"launch.num_processes={2}" for word in words if word.startswith("launch.num_processes=")]
-        shown = "--cfg" in words
-        result = distillkit(*words[1:], *([] if shown else SHORT[words[1]]), *short)
+        short = [] if "--cfg" in words else SHORT[words[1]]
+        if "sst2" in words[2:3] and words[1] == "run" and short:  # exporting takes longest: `classify` does it
+            short = [*short, "compress=prune", "~stages.eval.set.evaluate.models.int8"]
+        fewer = [word.replace("=4", "=1") for word in words if word.startswith("launch.num_processes=")]
+        result = distillkit(*words[1:], *short, *fewer)
         assert (result.code, result.err) == (0, ""), f"{line}\n{result.err}"
     elif words[:3] == ["torchrun", "--nproc-per-node", "4"]:
-        script = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *words[3:]]
+        script = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "1", *words[3:]]
         script += [*SHORT["train"], "train.seed=1", "overwrite=true"]  # not the run that is finished already
         env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
         done = subprocess.run(script, env=env, capture_output=True, text=True, timeout=300, check=False)
@@ -82,7 +87,7 @@ def test_every_command_in_the_order_of_the_readme(desk: Path, monkeypatch: pytes
         run(line, monkeypatch)
     for name in ("teacher", "student", "from-soft", "mine", "sst2", "sst2/distilled", "sst2-6/alone"):
         assert (desk / "outputs" / name / "model/model.safetensors").is_file()
-    for report in ("classify", "reviews", "sst2", "sst2-6", "small", "compare"):
+    for report in ("classify", "reviews", "small", "compare"):
         assert "int8" in (desk / "outputs" / report / "report.md").read_text(encoding="utf-8")
     for block in blocks("python"):
         if "mylosses.py" not in block:
@@ -93,5 +98,6 @@ def test_commands_between_the_lines() -> None:
     inline = [code for code in re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", README, flags=re.DOTALL))]
     assert {code for code in inline if "distillkit " in code} == set(INLINE)
     listed = distillkit("recipes").out
-    described = re.findall(r"^\| `(\w+)` \|", README, flags=re.MULTILINE)
+    table = README.split("| recipe | what it does |")[1].split("\n\n")[0]
+    described = re.findall(r"^\| `(\w+)`", table, flags=re.MULTILINE)
     assert sorted(described) == sorted(re.findall(r"^(\w+)", listed, flags=re.MULTILINE))

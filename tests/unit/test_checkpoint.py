@@ -153,8 +153,8 @@ def test_weights_alone(tmp_path):
     module, _ = make()
     checkpoint.save_weights(module, tmp_path / "deep" / "best.safetensors")
     other, _ = make(seed=1)
-    checkpoint.load_weights(other, tmp_path / "deep" / "best.safetensors", torch.device("cpu"))
+    checkpoint.load_weights(other, tmp_path / "deep" / "best.safetensors")
     assert all(torch.equal(a, b) for a, b in zip(module.parameters(), other.parameters(), strict=True))
     truncate(tmp_path / "deep" / "best.safetensors")
     with pytest.raises(UserError, match=r"best\.safetensors"):
-        checkpoint.load_weights(other, tmp_path / "deep" / "best.safetensors", torch.device("cpu"))
+        checkpoint.load_weights(other, tmp_path / "deep" / "best.safetensors")

@@ -43,7 +43,7 @@ def config(tmp_path: Path) -> Config:
             label2id={"bad": 0, "good": 1},
         )
     )
-    LiveModel(model, ByteLevelBPE(258).train([]), SequenceClassification()).save(tmp_path / "start")
+    LiveModel(model, ByteLevelBPE(258).train([]), SequenceClassification(max_length=32)).save(tmp_path / "start")
     config = Config(name="tiny", output_dir=str(tmp_path / "out"), evaluate=EvaluateSettings(speed=False))
     config.task = {"_target_": "distillkit.tasks.sequence_classification.SequenceClassification", "max_length": 32}
     config.dataset = {
@@ -76,7 +76,7 @@ def test_a_chain_writes_variants_that_load_and_whose_zeros_stay(config, tmp_path
     assert plain.config.id2label == {0: "bad", 1: "good"}
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
-    OnnxModel.load(compressed / "int8", SequenceClassification())
+    OnnxModel.load(compressed / "int8", SequenceClassification(max_length=32))
 
     models = report["models"]
     assert models["prune"]["notes"]["sparsity"] == pytest.approx(0.5, abs=1e-3)

@@ -16,7 +16,7 @@ from distillkit.tasks.causal_lm import CausalLM
 from distillkit.tasks.sequence_classification import SequenceClassification
 from tests.tiny import LABELS, bert, classifier, language_model, llama, save, tokenizer
 
-TASK = SequenceClassification()
+TASK = SequenceClassification(max_length=32)
 
 
 def load(folder: Path, labels: list[str] | None = None, **arguments) -> LiveModel:
@@ -39,11 +39,11 @@ def test_a_saved_model_loads_with_its_labels(folder):
 
 def test_tied_weights_are_counted_once():
     model = llama(layers=1)
-    own = LiveModel(model, tokenizer(), CausalLM()).count_parameters()
+    own = LiveModel(model, tokenizer(), CausalLM(max_length=32)).count_parameters()
     assert own == sum(parameter.numel() for parameter in model.parameters())
     model.config.tie_word_embeddings = True
     tied = type(model)(model.config)
-    live = LiveModel(tied, tokenizer(), CausalLM())
+    live = LiveModel(tied, tokenizer(), CausalLM(max_length=32))
     assert live.count_parameters() == own - 320 * 16
     with torch.no_grad():
         tied.lm_head.weight[:3] = 0
@@ -139,7 +139,7 @@ def test_teachers_check_their_arguments():
     with pytest.raises(UserError, match=r"teacher\.dtype: unknown dtype 'float8'"):
         LiveTeacher("folder", dtype="float8")
     with pytest.raises(UserError, match="no recorded soft labels"):
-        RecordedTeacher().load(CausalLM(), None)
+        RecordedTeacher().load(CausalLM(max_length=32), None)
 
 
 def test_model_and_tokenizer_agree_on_padding():
@@ -147,12 +147,12 @@ def test_model_and_tokenizer_agree_on_padding():
     made.pad_token = None
     model = llama(layers=1)
     model.config.pad_token_id = None
-    live = LiveModel(model, made, CausalLM())
+    live = LiveModel(model, made, CausalLM(max_length=32))
     assert live.tokenizer.pad_token_id == live.tokenizer.eos_token_id == model.config.pad_token_id
     made.pad_token = made.eos_token = None
     model.config.pad_token_id = None
     with pytest.raises(UserError, match="neither a padding nor an end"):
-        LiveModel(model, made, CausalLM())
+        LiveModel(model, made, CausalLM(max_length=32))
 
 
 def test_saving_replaces_a_folder_as_a_whole_or_not_at_all(tmp_path):

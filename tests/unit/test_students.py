@@ -95,7 +95,9 @@ def randomised(model):
 def teacher(request) -> LiveModel:
     model = randomised(TEACHERS[request.param]())
     has_classes = "SequenceClassification" in type(model).__name__
-    return LiveModel(model, tokenizer(), SequenceClassification() if has_classes else CausalLM()).eval()
+    return LiveModel(
+        model, tokenizer(), SequenceClassification(max_length=32) if has_classes else CausalLM(max_length=32)
+    ).eval()
 
 
 def logits(model, length: int = 11) -> torch.Tensor:
@@ -170,7 +172,7 @@ def test_a_half_precision_teacher_gives_a_float32_student(tmp_path):
     teacher.model.config.dtype = torch.bfloat16
     for student in (
         student_of(teacher, 1),
-        FromConfig({"num_hidden_layers": 1}).build(CausalLM(), None, NO_ROWS, teacher),
+        FromConfig({"num_hidden_layers": 1}).build(CausalLM(max_length=32), None, NO_ROWS, teacher),
     ):
         assert {parameter.dtype for parameter in student.model.parameters()} == {torch.float32}
         assert reload(student, tmp_path / "student").dtype == torch.float32
@@ -220,7 +222,7 @@ def test_layers_that_are_not_to_be_found_are_refused():
 def test_a_smaller_config_of_the_teacher(kind, tmp_path):
     model = TEACHERS[kind]()
     has_classes = "SequenceClassification" in type(model).__name__
-    task = SequenceClassification() if has_classes else CausalLM()
+    task = SequenceClassification(max_length=32) if has_classes else CausalLM(max_length=32)
     teacher = LiveModel(model, tokenizer(), task)
     student = FromConfig({"num_hidden_layers": 2}).build(task, LABELS if has_classes else None, NO_ROWS, teacher)
     assert type(student.model) is type(model)
@@ -233,18 +235,20 @@ def test_a_smaller_config_of_the_teacher(kind, tmp_path):
 def test_what_follows_from_other_settings_is_derived_anew():
     """A head's width and the key-value heads of the teacher must not stay when hidden size and heads shrink."""
     teacher = language_model()  # 2 heads of width 8
-    narrow = FromConfig({"hidden_size": 8}).build(CausalLM(), None, NO_ROWS, teacher).model
+    narrow = FromConfig({"hidden_size": 8}).build(CausalLM(max_length=32), None, NO_ROWS, teacher).model
     assert narrow.model.layers[0].self_attn.q_proj.weight.shape == (8, 8)
-    more = FromConfig({"num_attention_heads": 4}).build(CausalLM(), None, NO_ROWS, teacher).model
+    more = FromConfig({"num_attention_heads": 4}).build(CausalLM(max_length=32), None, NO_ROWS, teacher).model
     assert (more.config.num_key_value_heads, more.config.head_dim) == (4, 4)
-    told = FromConfig({"hidden_size": 8, "head_dim": 8}).build(CausalLM(), None, NO_ROWS, teacher).model
+    told = FromConfig({"hidden_size": 8, "head_dim": 8}).build(CausalLM(max_length=32), None, NO_ROWS, teacher).model
     assert told.model.layers[0].self_attn.q_proj.weight.shape == (16, 8)
 
 
 def test_the_pattern_of_layers_fits_the_new_depth():
-    teacher = LiveModel(gemma2(), tokenizer(), CausalLM())
+    teacher = LiveModel(gemma2(), tokenizer(), CausalLM(max_length=32))
     for depth in (2, 6):
-        config = FromConfig({"num_hidden_layers": depth}).build(CausalLM(), None, NO_ROWS, teacher).model.config
+        config = (
+            FromConfig({"num_hidden_layers": depth}).build(CausalLM(max_length=32), None, NO_ROWS, teacher).model.config
+        )
         assert config.layer_types == ["sliding_attention", "full_attention"] * (depth // 2)
 
 
@@ -266,7 +270,9 @@ def test_the_pattern_of_layers_fits_the_new_depth():
     ],
 )
 def test_an_architecture_from_scratch_with_its_own_tokenizer(model_type, config, tmp_path):
-    student = FromConfig(config, model_type, ByteLevelBPE(vocab_size=300)).build(CausalLM(), None, NO_ROWS, None)
+    student = FromConfig(config, model_type, ByteLevelBPE(vocab_size=300)).build(
+        CausalLM(max_length=32), None, NO_ROWS, None
+    )
     settings = student.model.config
     assert settings.vocab_size == len(student.tokenizer)
     assert settings.pad_token_id == student.tokenizer.pad_token_id
@@ -278,7 +284,9 @@ def test_an_architecture_from_scratch_with_its_own_tokenizer(model_type, config,
 def test_a_classifier_from_scratch_knows_its_labels():
     config = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     labels = ["a", "b", "c"]
-    student = FromConfig(config, "bert", ByteLevelBPE(300)).build(SequenceClassification(), labels, NO_ROWS, None)
+    student = FromConfig(config, "bert", ByteLevelBPE(300)).build(
+        SequenceClassification(max_length=32), labels, NO_ROWS, None
+    )
     assert student.labels == labels
     assert student.model.classifier.out_features == 3
 
@@ -286,7 +294,7 @@ def test_a_classifier_from_scratch_knows_its_labels():
 def test_a_tokenizer_learns_from_prompts_and_answers():
     rows = Rows("x", {"train": Dataset.from_dict({"prompt": ["aaaa bbbb"] * 9, "completion": ["zqzqzq"] * 9})})
     config = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    student = FromConfig(config, "llama", ByteLevelBPE(270)).build(CausalLM(), None, rows, None)
+    student = FromConfig(config, "llama", ByteLevelBPE(270)).build(CausalLM(max_length=32), None, rows, None)
     assert len(student.tokenizer("zqzqzq")["input_ids"]) < 6
 
 
@@ -305,7 +313,7 @@ def test_a_tokenizer_learns_from_prompts_and_answers():
 )
 def test_impossible_configs_are_refused_in_one_line(model_type, config, problem):
     teacher = language_model(layers=1)
-    task = SequenceClassification() if model_type == "bert" else CausalLM()
+    task = SequenceClassification(max_length=32) if model_type == "bert" else CausalLM(max_length=32)
     with pytest.raises(UserError, match="student") as caught:
         FromConfig(config, model_type).build(task, None, NO_ROWS, teacher)
     assert problem in str(caught.value)
@@ -324,6 +332,6 @@ def test_a_pretrained_body_gets_a_new_head_for_the_labels(tmp_path):
     folder = save(classifier(), tmp_path / "body")
     model = AutoModelForSequenceClassification.from_pretrained(folder)
     model.bert.save_pretrained(folder)
-    student = Pretrained(str(folder)).build(SequenceClassification(), ["x", "y", "z"], NO_ROWS, None)
+    student = Pretrained(str(folder)).build(SequenceClassification(max_length=32), ["x", "y", "z"], NO_ROWS, None)
     assert student.labels == ["x", "y", "z"]
     assert torch.equal(student.model.bert.pooler.dense.weight, model.bert.pooler.dense.weight)

@@ -1,0 +1,181 @@
+"""Two processes on CPU (gloo) come to what one process comes to."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pyarrow.parquet
+import pytest
+from safetensors.torch import load_file
+
+from distillkit.reporting.files import read_report
+from tests.terminal import Outcome, distillkit
+from tests.tiny import classifier, data_files, events, language_model, save
+
+ROOT = Path(__file__).resolve().parents[2]
+SETTINGS = [  # 36 rows in batches of 7: the last one of an epoch has a single row, which leaves nothing to process 1
+    "teacher=live",
+    "student=from_teacher",
+    "student.layers=1",
+    "loss=kd",
+    "train.batch_size=7",
+    "train.micro_batch_size=2",
+    "train.epochs=2",
+    "train.evaluate_every=4",
+    "train.learning_rate=0.01",
+    "train.epsilon=1e-3",  # a key's bias has no gradient but rounding errors, which Adam would blow up
+    "train.log_every=1",
+]
+RECIPE = """\
+# Every command in two processes.
+# distillkit run every.yaml
+defaults:
+  - config
+  - override task: causal_lm
+  - override teacher: live
+  - override student: from_teacher
+  - override loss: kd
+  - override generate: text
+  - _self_
+name: every
+task: {max_length: 32}
+dataset: {train: data/train.jsonl, validation: data/validation.jsonl, columns: {label: null}}
+teacher: {path: language_model}
+generate: {temperature: 0.0, max_new_tokens: 8, prompt_tokens: 4, batch_size: 5}
+evaluate: {speed: false, batch_size: 3}
+stages:
+  train: {command: train}
+  other: {command: train, set: {train: {seed: 1, epochs: 1}}}
+  text: {command: generate-pseudo}
+  labels:
+    command: generate-pseudo
+    choose: {task: sequence_classification, generate: soft_labels}
+    set: {task: {max_length: 32}, teacher: {path: classifier}, dataset: {columns: {label: label}}}
+  eval:
+    command: eval
+    set: {evaluate: {models: {teacher: "${root_dir}/train/model", student: "${root_dir}/other/model"}}}
+"""
+DEADLY = """\
+import os, signal
+from distillkit.losses.task import CrossEntropy
+
+class Deadly(CrossEntropy):
+    steps = 0
+
+    def per_item(self, student, teacher, labels):
+        Deadly.steps += 1
+        if Deadly.steps == 12 and "DEADLY" in os.environ and os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().per_item(student, teacher, labels)
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bench")
+    save(classifier(), folder / "classifier")
+    save(language_model(), folder / "language_model")
+    data_files(folder / "data", 36)
+    (folder / "every.yaml").write_text(RECIPE, encoding="utf-8")
+    (folder / "deadly.py").write_text(DEADLY, encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for name in ("RANK", "LOCAL_RANK"):
+            patch.delenv(name, raising=False)
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("PYTHONPATH", f"{ROOT}:{folder}")
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def torchrun(bench: Path) -> tuple[Path, Path]:
+    """A recipe with every kind of stage, run by one process and by two that torchrun starts."""
+    settings = [*SETTINGS, "output_dir=every-1"]
+    assert distillkit("run", "every.yaml", *settings).code == 0
+    settings[-1] = "output_dir=every-2"
+    script = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "distillkit", "run", "every.yaml"]
+    done = subprocess.run(
+        [sys.executable, *script, *settings], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("[1/5] train") == 1  # only the first process speaks
+    return bench / "every-1", bench / "every-2"
+
+
+def train(processes: int, output: str) -> Outcome:
+    data = ["dataset.train=data/train.jsonl", "dataset.validation=data/validation.jsonl", "task.max_length=32"]
+    own = ["teacher.path=classifier", f"output_dir={output}", f"launch.num_processes={processes}"]
+    deadly = ["loss.terms.hard.loss._target_=deadly.Deadly", "train.checkpoint_every=2"]
+    return distillkit("train", *data, *SETTINGS, *own, *deadly)
+
+
+def rows(folder: Path) -> list[dict]:
+    return [row for path in sorted(folder.glob("*.parquet")) for row in pyarrow.parquet.read_table(path).to_pylist()]
+
+
+def check_training(one: Path, two: Path, start: Path) -> None:
+    expected, found = events(one), events(two)
+    assert [event["step"] for event in expected if event["event"] == "train"] == list(range(1, 13))
+    assert [event["event"] for event in found] == [event["event"] for event in expected]
+    for ours, theirs in zip(found, expected, strict=True):
+        terms = theirs.pop("terms", {})
+        assert ours.pop("terms", {}) == pytest.approx(terms, rel=1e-5, abs=1e-6)
+        assert {key: value for key, value in ours.items() if isinstance(value, str)} == {"event": theirs.pop("event")}
+        ours.pop("event")
+        assert ours == pytest.approx(theirs, rel=1e-5)
+    weights, same = (load_file(folder / "model/model.safetensors") for folder in (one, two))
+    before = load_file(start / "model.safetensors")
+    assert weights.keys() == same.keys()
+    assert any((weights[name] - before[name]).abs().max() > 1e-3 for name in weights)
+    for name, weight in weights.items():
+        assert (weight - same[name]).abs().max() < 1e-5, name
+
+
+def test_a_classifier_learns_the_same_even_if_a_process_dies(
+    bench: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DISTILLKIT_TRUST", "deadly")
+    monkeypatch.syspath_prepend(str(bench))
+    assert train(1, "launched-1").code == 0
+    with monkeypatch.context() as patch:
+        patch.setenv("DEADLY", "1")
+        assert train(2, "launched-2").code == 1
+    assert "process 1 was ended by SIGKILL; the others were stopped" in capfd.readouterr().err
+    assert not (bench / "launched-2/model").exists()
+    assert train(2, "launched-2").code == 0
+    assert "resuming from launched-2/checkpoints/step-" in capfd.readouterr().out
+    check_training(bench / "launched-1", bench / "launched-2", bench / "classifier")
+
+
+def test_a_language_model_learns_the_same(torchrun: tuple[Path, Path], bench: Path) -> None:
+    check_training(*(folder / "train" for folder in torchrun), bench / "language_model")
+
+
+def test_both_processes_write_the_text_that_one_writes(torchrun: tuple[Path, Path]) -> None:
+    one, two = (folder / "text/pseudo" for folder in torchrun)
+    assert len(list(two.glob("*.parquet"))) == 2
+    assert Counter(map(repr, rows(two))) == Counter(map(repr, rows(one)))
+
+
+def test_both_processes_write_the_soft_labels_that_one_writes(torchrun: tuple[Path, Path]) -> None:
+    one, two = (rows(folder / "labels/pseudo") for folder in torchrun)
+    assert len(one) == len(two) == 36
+    for ours, theirs in zip(two, one, strict=True):
+        assert ours.pop("teacher_logits") == pytest.approx(theirs.pop("teacher_logits"), abs=1e-6)
+        assert ours == theirs
+
+
+def test_both_processes_measure_what_one_measures(torchrun: tuple[Path, Path]) -> None:
+    one, two = (read_report(folder / "eval")["eval"]["models"] for folder in torchrun)
+    for name in one:
+        assert two[name]["metrics"] == pytest.approx(one[name]["metrics"], rel=1e-5), name
+    assert 0 < one["student"]["metrics"]["agreement"] < 1
+
+
+def test_one_report_of_the_whole_run(torchrun: tuple[Path, Path]) -> None:
+    one, two = (read_report(folder)["run"] for folder in torchrun)
+    assert list(two["stages"]) == list(one["stages"]) == ["train", "other", "text", "labels", "eval"]
