@@ -198,10 +198,10 @@ def _fit(
     """Train the student, and evaluate what came out."""
     folder, validation = Path(config.output_dir), loaded.validation
 
-    def quality(model: LiveModel) -> dict[str, float]:
+    def quality(model: LiveModel, autocast: bool = True) -> dict[str, float]:
         assert validation is not None
         size = config.train.evaluate_batch_size
-        return evaluate(model, plan.task, validation, size, accelerator).metrics
+        return evaluate(model, plan.task, validation, size, accelerator, autocast=autocast).metrics
 
     records = Records(folder / "metrics.jsonl", accelerator)
     records.rewind(0 if resume_from is None else step_of(resume_from))
@@ -220,7 +220,7 @@ def _fit(
         resume_from=resume_from,
     )
     result = fit(run)
-    return result, {} if validation is None else quality(loaded.student.eval())
+    return result, {} if validation is None else quality(loaded.student.eval(), autocast=False)
 
 
 def _report(config: Config, plan: Plan, loaded: Loaded, result: FitResult, metrics: dict[str, float]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -35,6 +36,7 @@ def evaluate(
     batch_size: int,
     accelerator: Accelerator,
     reference: Tensor | None = None,
+    autocast: bool = False,
 ) -> Evaluation:
     """Run a model over every row once.
 
@@ -45,20 +47,21 @@ def evaluate(
         batch_size: Rows of a forward pass.
         accelerator: Its processes share the rows; their sums are added.
         reference: Predictions of another model in an evaluation of the same rows, batch size and processes.
+        autocast: Run in the accelerator's mixed precision, as while training, instead of the model's own.
     """
     totals: dict[str, Tensor] = {}
     predictions = []
     batches = by_length(data.lengths, batch_size)
     for rows in batches[accelerator.process_index :: accelerator.num_processes]:
         batch = data.batch(rows).to(accelerator.device)
-        with accelerator.autocast():
+        with accelerator.autocast() if autocast else nullcontext():
             signal = model(batch)
         sums, predicted = task.score(signal, batch)
         totals = {name: totals[name] + value if totals else value for name, value in sums.items()}
         predictions.append(predicted.cpu())
     if not totals:  # more processes than batches
         batch = data.batch(batches[0]).to(accelerator.device)
-        with accelerator.autocast():
+        with accelerator.autocast() if autocast else nullcontext():
             signal = model(batch)
         sums, _ = task.score(signal, batch)
         totals = {name: torch.zeros_like(value) for name, value in sums.items()}
