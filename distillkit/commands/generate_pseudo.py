@@ -61,7 +61,7 @@ def main(config: Config) -> dict[str, Any]:
     share = _share(total, accelerator)
     with ProgressDisplay("generate", share.stop - share.start, quiet=not accelerator.is_main_process) as display:
         batches = _watch(generate(live, data.rows, share), display, tally, examples)
-        write_part(folder / "pseudo", accelerator.process_index, batches)
+        write_part(folder / "pseudo", accelerator.process_index, batches, live.labels if task.has_classes else None)
     counts = torch.tensor([tally["kept"], tally["cut off"]], device=accelerator.device)
     kept, cut_off = accelerator.reduce(counts, reduction="sum").tolist()
     if kept == 0:
@@ -77,7 +77,10 @@ def main(config: Config) -> dict[str, Any]:
         "seconds": time.monotonic() - started,
     }
     if accelerator.is_main_process:
-        describe(folder / "pseudo", {**report, "settings": config.generate, "labels": data.labels})
+        describe(
+            folder / "pseudo",
+            {**report, "settings": config.generate, "labels": live.labels if task.has_classes else None},
+        )
         cut = f"; {cut_off:,} cut-off answers left out" if cut_off else ""
         text = f"{kept:,} rows from {teacher.path} over {data.rows.name}{cut}, in {folder / 'pseudo'}"
         write_report(folder, "generate-pseudo", report, f"## Generate: {config.name}\n\n{text}.")

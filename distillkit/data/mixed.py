@@ -62,7 +62,21 @@ class MixedDataset:
                 index -= len(taken)
             raise IndexError(index)
 
-        return Rows(" + ".join(rows.name for rows in loaded.values()), splits, first.labels, where)
+        return Rows(" + ".join(rows.name for rows in loaded.values()), splits, _labels(loaded), where)
+
+
+def _labels(loaded: dict[str, Rows]) -> list[str] | None:
+    """Return the class names that the sources declare, which must agree; None if none does."""
+    declared = {name: rows.labels for name, rows in loaded.items() if rows.labels is not None}
+    first = next(iter(declared.values()), None)
+    for name, labels in declared.items():
+        if labels != first:
+            raise UserError(
+                f"the classes are {', '.join(labels[:8])}, elsewhere {', '.join((first or [])[:8])}",
+                where=f"dataset.sources.{name}",
+                fix="give every source the same dataset.labels",
+            )
+    return first
 
 
 def _take(rows: int, wanted: int | None) -> np.ndarray:

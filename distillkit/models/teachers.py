@@ -46,9 +46,14 @@ class LiveTeacher:
 
 
 class RecordedTeacher:
-    """Answer with the `teacher_logits` that came with the rows, as `generate-pseudo` writes them."""
+    """Answer with the `teacher_logits` that came with the rows, as `generate-pseudo` writes them.
 
-    path = "recorded with the rows"
+    Args:
+        path: Which model it was, for reports and model cards.
+    """
+
+    def __init__(self, path: str = "recorded with the rows") -> None:
+        self.path = path
 
     def load(self, task: Task, labels: list[str] | None) -> Model:  # noqa: ARG002
         """Return the teacher; there is nothing to load."""

@@ -286,7 +286,7 @@ def test_compress_measures_before_and_after_and_holds_the_zeros() -> None:
 
 def test_soft_labels_can_be_learned_from_in_the_next_command() -> None:
     run("generate-pseudo", *DATA, "teacher=live", "teacher.path=teacher", "output_dir=soft")
-    described = json.loads(Path("soft/pseudo/pseudo.json").read_text())
+    described = json.loads(Path("soft/pseudo/_pseudo.json").read_text())
     assert (described["rows"], described["teacher"], described["labels"]) == (40, "teacher", LABELS)
     pseudo = [
         "dataset=pseudo",

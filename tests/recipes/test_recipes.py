@@ -164,7 +164,7 @@ def test_another_setting_is_refused_and_named(finished: Path) -> None:
     [
         ("+stages.alone.set.train.seed=1", {"alone", "eval"}),
         ("stages.label.set.dataset.train=valid.csv", {"label", "distilled", "eval"}),
-        ("+stages.teacher.set.train.seed=1", {"teacher", "label", "alone", "distilled", "eval"}),
+        ("+stages.teacher.set.train.seed=1", {"teacher", "label", "distilled", "eval"}),
     ],
 )
 def test_overwriting_does_what_changed_and_what_follows_from_it(finished: Path, change: str, again: set[str]) -> None:

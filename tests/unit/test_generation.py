@@ -175,10 +175,29 @@ def test_a_part_is_written_whole_or_not_at_all(tmp_path):
         yield [{"text": "b", "finished": False}]
 
     with pytest.raises(KeyboardInterrupt):
-        write_part(tmp_path / "pseudo", 0, batches(fail=True))
+        write_part(tmp_path / "pseudo", 0, batches(fail=True), None)
     assert not list((tmp_path / "pseudo").iterdir())
-    assert write_part(tmp_path / "pseudo", 0, batches(fail=False)) == 2
+    assert write_part(tmp_path / "pseudo", 0, batches(fail=False), None) == 2
     assert read(tmp_path / "pseudo") == [{"text": "a", "finished": True}, {"text": "b", "finished": False}]
+
+
+def test_the_order_of_the_classes_travels_with_the_logits(tmp_path):
+    """A teacher whose classes are not in alphabetical order must not be read as if they were."""
+    asked = [{"text": "a", "label": "neutral", "teacher_logits": [0.0, 1.0, 2.0]}, {"text": "b", "label": None}]
+    asked[1]["teacher_logits"] = [3.0, 0.0, 0.0]
+    write_part(tmp_path, 0, [asked], ["positive", "neutral", "negative"])
+    columns = {"text": "text", "label": "label", "teacher_logits": "teacher_logits"}
+    rows = FileDataset(train=str(tmp_path / "*.parquet"), columns=columns).load()
+    assert rows.labels == ["positive", "neutral", "negative"]
+    assert rows.splits["train"]["label"][:] == ["neutral", None]
+
+    original = write_jsonl(tmp_path / "original.jsonl", [{"text": "c", "label": "positive"}])
+    sources = {"pseudo": {"dataset": FileDataset(train=str(tmp_path / "*.parquet"), columns=columns)}}
+    sources["original"] = {"dataset": FileDataset(train=str(original))}
+    assert MixedDataset(sources).load().labels == ["positive", "neutral", "negative"]
+    sources["original"] = {"dataset": FileDataset(train=str(original), labels=["negative", "neutral", "positive"])}
+    with pytest.raises(UserError, match="dataset.sources.original: the classes are negative, neutral, positive"):
+        MixedDataset(sources).load()
 
 
 def config(folder: Path, output: str, **nodes) -> Config:
@@ -198,7 +217,7 @@ def test_learning_from_recorded_soft_labels_is_learning_from_the_teacher(tmp_pat
     generate = {"_target_": "distillkit.generation.soft_labels.SoftLabels", "batch_size": 7}
     report = generate_pseudo.main(config(tmp_path, "soft", generate=generate))
     assert (report["rows"], report["cut_off"]) == (40, 0)
-    described = json.loads((tmp_path / "soft/pseudo/pseudo.json").read_text())
+    described = json.loads((tmp_path / "soft/pseudo/_pseudo.json").read_text())
     assert (described["teacher"], described["labels"]) == (str(tmp_path / "teacher"), LABELS)
 
     terms = {
@@ -267,7 +286,8 @@ def test_an_interrupted_generation_starts_again_and_leaves_nothing_half_written(
         with pytest.raises(IndexError):
             generate_pseudo.main(answering)
     assert not list((tmp_path / "answers/pseudo").iterdir())
-    write_part(tmp_path / "answers/pseudo", 1, [[{"prompt": "of a second process", "completion": "that had finished"}]])
+    stale = [[{"prompt": "of a second process", "completion": "that had finished"}]]
+    write_part(tmp_path / "answers/pseudo", 1, stale, None)
     script(monkeypatch, *[True] * 5)
     assert generate_pseudo.main(answering)["rows"] == len(read(tmp_path / "answers/pseudo")) == 5
     assert generate_pseudo.main(answering)["rows"] == 5  # finished: nobody is asked again
