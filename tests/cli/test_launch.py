@@ -122,7 +122,13 @@ def test_no_process_outlives_the_command(
 ) -> None:
     pipe = subprocess.PIPE
     process = subprocess.Popen(
-        [*command, "wait"], cwd=tmp_path, env=environment(tmp_path), stdout=pipe, stderr=pipe, text=True
+        [*command, "wait"],
+        cwd=tmp_path,
+        env=environment(tmp_path),
+        stdout=pipe,
+        stderr=pipe,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
     assert process.stdout is not None
     assert process.stderr is not None

@@ -196,7 +196,7 @@ def test_the_order_of_the_classes_travels_with_the_logits(tmp_path):
     sources["original"] = {"dataset": FileDataset(train=str(original))}
     assert MixedDataset(sources).load().labels == ["positive", "neutral", "negative"]
     sources["original"] = {"dataset": FileDataset(train=str(original), labels=["negative", "neutral", "positive"])}
-    with pytest.raises(UserError, match="dataset.sources.original: the classes are negative, neutral, positive"):
+    with pytest.raises(UserError, match=r"^dataset\.sources\.original: the classes are negative, neutral, positive"):
         MixedDataset(sources).load()
 
 
