@@ -10,9 +10,3 @@ setup onnx
 
 export HF_HUB_OFFLINE=1
 "$venv/bin/distillkit" run quickstart "$@"
-
-output_dir=outputs/quickstart
-for argument in "$@"; do
-    if [[ $argument == output_dir=* ]]; then output_dir=${argument#output_dir=}; fi
-done
-if [[ -f $output_dir/report.md ]]; then echo "Report: $output_dir/report.md"; fi

@@ -13,7 +13,8 @@ from distillkit.data.batches import by_length
 from distillkit.data.encode import Encoded
 from distillkit.signals import Batch, Model
 
-WARM_CALLS, TIMED_CALLS = 2, 3  # of each model's turn; the first calls let the threads of the model before it go idle
+# Each model's turn begins with calls that do not count, until the threads of the model before it have gone idle.
+WARM_CALLS, WARM_SECONDS, TIMED_CALLS = 2, 0.02, 3
 
 
 @dataclass(frozen=True)
@@ -55,13 +56,18 @@ def measure_speed(
 
 def _time(model: Model, batch: Batch, device: torch.device) -> list[float]:
     """Return the seconds of each timed call of one turn."""
-    found = []
-    for _ in range(WARM_CALLS + TIMED_CALLS):
-        started = time.perf_counter()
-        logits = model(batch).logits
-        assert logits is not None
-        logits.rows(0, len(logits))
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        found.append(time.perf_counter() - started)
-    return found[WARM_CALLS:]
+    began, warm = time.perf_counter(), 0
+    while warm < WARM_CALLS or time.perf_counter() - began < WARM_SECONDS:
+        _call(model, batch, device)
+        warm += 1
+    return [_call(model, batch, device) for _ in range(TIMED_CALLS)]
+
+
+def _call(model: Model, batch: Batch, device: torch.device) -> float:
+    started = time.perf_counter()
+    logits = model(batch).logits
+    assert logits is not None
+    logits.rows(0, len(logits))
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started
