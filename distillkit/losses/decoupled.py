@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from distillkit.errors import UserError
-from distillkit.losses.base import positive
+from distillkit.losses.schedule import Schedule
 from distillkit.losses.shared import TaughtLoss, floored, kl, shared_logits, soften
 from distillkit.signals import IGNORE, Batch
 
@@ -29,13 +29,13 @@ class DecoupledKD(TaughtLoss):
 
     needs_labels = True
 
-    def __init__(self, alpha: float = 1.0, beta: float = 8.0, temperature: float = 4.0) -> None:
+    def __init__(self, alpha: float = 1.0, beta: float = 8.0, temperature: float | Schedule = 4.0) -> None:
         super().__init__()
         for key, value in (("alpha", alpha), ("beta", beta)):
             if not value >= 0:
                 raise UserError(f"must be at least 0, got {value}", where=key)
         self.alpha, self.beta = alpha, beta
-        self.temperature = positive(temperature, "temperature")
+        self.temperature = self.temperature_from(temperature)
 
     def mask(self, batch: Batch) -> Tensor:
         """Return the items with a label and a teacher's word."""

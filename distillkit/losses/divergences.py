@@ -17,7 +17,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from distillkit.losses.base import positive
+from distillkit.losses.schedule import Schedule
 from distillkit.losses.shared import TaughtLoss, floored, fraction, kl, kl_to_mixture, shared_logits, soften
 
 
@@ -30,9 +30,9 @@ class Divergence(TaughtLoss):
 
     power = 2
 
-    def __init__(self, temperature: float = 1.0) -> None:
+    def __init__(self, temperature: float | Schedule = 1.0) -> None:
         super().__init__()
-        self.temperature = positive(temperature, "temperature")
+        self.temperature = self.temperature_from(temperature)
 
     def between(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         """Return D `[items]` from log-probabilities of teacher and student `[items, classes]`."""
@@ -112,7 +112,7 @@ class GeneralizedJSD(Divergence):
         temperature: T.
     """
 
-    def __init__(self, beta: float = 0.5, temperature: float = 1.0) -> None:
+    def __init__(self, beta: float = 0.5, temperature: float | Schedule = 1.0) -> None:
         super().__init__(temperature)
         self.beta = fraction(beta, "beta")
 
@@ -135,7 +135,7 @@ class SkewedForwardKL(Divergence):
         temperature: T.
     """
 
-    def __init__(self, alpha: float = 0.1, temperature: float = 1.0) -> None:
+    def __init__(self, alpha: float = 0.1, temperature: float | Schedule = 1.0) -> None:
         super().__init__(temperature)
         self.alpha = fraction(alpha, "alpha", including_one=False)
 
@@ -171,7 +171,7 @@ class AdaptiveKL(Divergence):
         temperature: T.
     """
 
-    def __init__(self, head: float = 0.5, temperature: float = 1.0) -> None:
+    def __init__(self, head: float = 0.5, temperature: float | Schedule = 1.0) -> None:
         super().__init__(temperature)
         self.head = fraction(head, "head")
 

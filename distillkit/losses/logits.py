@@ -11,6 +11,7 @@ from torch.nn import functional
 from distillkit.errors import UserError
 from distillkit.losses.base import positive
 from distillkit.losses.divergences import Divergence
+from distillkit.losses.schedule import Schedule
 from distillkit.losses.shared import TaughtLoss, shared_logits
 
 MAX_RANKED = 64  # bounds the [items, pairs] tensors
@@ -79,10 +80,10 @@ class RankingLogistic(TaughtLoss):
         temperature: T.
     """
 
-    def __init__(self, k: int = 10, temperature: float = 1.0) -> None:
+    def __init__(self, k: int = 10, temperature: float | Schedule = 1.0) -> None:
         super().__init__()
         self.k = _ranked(k)
-        self.temperature = positive(temperature, "temperature")
+        self.temperature = self.temperature_from(temperature)
 
     def per_item(self, student: Tensor, teacher: Tensor | None, labels: Tensor) -> Tensor:  # noqa: ARG002
         """Return nats `[items]`."""

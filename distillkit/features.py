@@ -1,0 +1,48 @@
+"""Features: what is captured inside a model, by name, and only while something asks for it.
+
+Names, and what is captured for them:
+
+    embeddings           input of the first layer                      `[batch, length, width]`
+    layers.3.hidden      output of layer 3 (counted from 0), before any final norm
+    layers.3.query       queries of its self-attention, as they meet the keys (after rotation, unscaled)
+                                                                       `[batch, heads, length, head_width]`
+    layers.3.key, .value likewise `[batch, key_value_heads, length, head_width]`
+    module:bert.pooler   output of the module with that path           `[batch, …]`
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """What layer maps and projectors need to know of a model before its weights are loaded.
+
+    Attributes:
+        depth: Layers.
+        width: Of the hidden states.
+        heads: Attention heads of a layer.
+        key_value_heads: Heads of keys and values; fewer than `heads` in grouped attention.
+        head_width: Of one head.
+    """
+
+    depth: int
+    width: int
+    heads: int
+    key_value_heads: int
+    head_width: int
+
+    @classmethod
+    def of(cls, config: Any) -> ModelShape:
+        """Read a transformers config."""
+        settings = config.get_text_config()
+        heads = settings.num_attention_heads
+        return cls(
+            depth=settings.num_hidden_layers,
+            width=settings.hidden_size,
+            heads=heads,
+            key_value_heads=getattr(settings, "num_key_value_heads", None) or heads,
+            head_width=getattr(settings, "head_dim", None) or settings.hidden_size // heads,
+        )
