@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 TRACEBACK = "DISTILLKIT_TRACEBACK"  # in the environment, so that worker processes see it
 
@@ -25,6 +27,15 @@ class UserError(Exception):
         if fix is not None:
             line = f"{line}; {fix}"
         super().__init__(" ".join(line.split()))
+
+
+@contextmanager
+def located(key: str, joint: str = ": ") -> Iterator[None]:
+    """Put a key before what is refused inside; `joint` "." makes one key of both."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{key}{joint}{error}") from error
 
 
 def did_you_mean(wrong: str, known: list[str]) -> str | None:

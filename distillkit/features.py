@@ -4,8 +4,8 @@ Names, and what is captured for them:
 
     embeddings           input of the first layer                      `[batch, length, width]`
     layers.3.hidden      output of layer 3 (counted from 0), before any final norm
-    layers.3.query       queries of its self-attention, as they meet the keys (after rotation, unscaled)
-                                                                       `[batch, heads, length, head_width]`
+    layers.3.query       queries of its self-attention as they meet the keys (after rotation), scaled so that
+                         q · k / √head_width are the scores            `[batch, heads, length, head_width]`
     layers.3.key, .value likewise `[batch, key_value_heads, length, head_width]`
     module:bert.pooler   output of the module with that path           `[batch, …]`
 """
@@ -13,7 +13,6 @@ Names, and what is captured for them:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 
 @dataclass(frozen=True)
@@ -26,6 +25,7 @@ class ModelShape:
         heads: Attention heads of a layer.
         key_value_heads: Heads of keys and values; fewer than `heads` in grouped attention.
         head_width: Of one head.
+        causal: Whether a position sees only itself and what is before it.
     """
 
     depth: int
@@ -33,16 +33,4 @@ class ModelShape:
     heads: int
     key_value_heads: int
     head_width: int
-
-    @classmethod
-    def of(cls, config: Any) -> ModelShape:
-        """Read a transformers config."""
-        settings = config.get_text_config()
-        heads = settings.num_attention_heads
-        return cls(
-            depth=settings.num_hidden_layers,
-            width=settings.hidden_size,
-            heads=heads,
-            key_value_heads=getattr(settings, "num_key_value_heads", None) or heads,
-            head_width=getattr(settings, "head_dim", None) or settings.hidden_size // heads,
-        )
+    causal: bool = False

@@ -28,6 +28,7 @@ class Batch:
         labels: int64 `[items]`: the hard label of each item, `IGNORE` where there is none.
         taught: bool `[items]`: the items about which the teacher says something.
         recorded: float `[items, classes]`: teacher logits that came with the rows, if any.
+        real: False where the rows are somebody else's and only keep this process in step with the others.
     """
 
     inputs: dict[str, Tensor]
@@ -35,6 +36,7 @@ class Batch:
     labels: Tensor
     taught: Tensor
     recorded: Tensor | None = None
+    real: bool = True
 
     def to(self, device: torch.device) -> Batch:
         """Copy to a device."""
@@ -118,6 +120,22 @@ class Signal:
 
     logits: Logits | None = None
     features: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a model is asked for; nothing else is computed.
+
+    Attributes:
+        logits: Whether logits are needed.
+        features: Names of `distillkit.features`.
+    """
+
+    logits: bool = True
+    features: frozenset[str] = frozenset()
+
+
+LOGITS = Wanted()
 
 
 class Model(Protocol):

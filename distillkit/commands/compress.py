@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +22,7 @@ from distillkit.commands.parts import (
     announce,
     build_required,
     check_objective,
+    check_teacher,
     finish,
     load_data,
     load_model,
@@ -32,7 +32,7 @@ from distillkit.commands.retraining import Retrainer, load_retrainer, scratch_fo
 from distillkit.compression.retrain import Retrain, merge
 from distillkit.compression.variant import Context, Kind, Step, Variant, check_chain
 from distillkit.data.encode import Encoded
-from distillkit.errors import UserError
+from distillkit.errors import UserError, located
 from distillkit.evaluation.evaluate import evaluate
 from distillkit.losses.objective import Objective
 from distillkit.models.live import LiveModel
@@ -77,7 +77,7 @@ def main(config: Config) -> dict[str, Any]:
     if state is Standing.finished:
         notice(f"already finished: {folder / 'compressed'}")
         return read_report(folder)["compress"]
-    accelerator = make_accelerator(config)
+    accelerator = make_accelerator(config, plan.objective if plan.trains else None)
     accelerator.wait_for_everyone()
     announce(config, "compress", accelerator)
     data = load_data(plan.source, plan.task)
@@ -89,7 +89,8 @@ def main(config: Config) -> dict[str, Any]:
     encoded = encode_for({START: start}, data, config.evaluate, plan.task)
     retrainer = None
     if plan.objective is not None and plan.trains:
-        retrainer = load_retrainer(config, plan.task, plan.objective, plan.teacher, data, start.tokenizer, accelerator)
+        assert isinstance(start, LiveModel)  # check_chain: only float32 weights are retrained
+        retrainer = load_retrainer(config, plan.task, plan.objective, plan.teacher, data, start, accelerator)
     if accelerator.is_main_process:
         claim(config, "compress", state)
     accelerator.wait_for_everyone()
@@ -176,9 +177,7 @@ def make_plan(config: Config) -> Plan:
 def _check_loss(where: str, plan: Plan) -> None:
     if plan.objective is None:
         raise UserError("retraining needs a loss, and there is none", where=where, fix="set loss=kd")
-    if check_objective(plan.objective).needs_teacher and plan.teacher is None:
-        fix = "set teacher=live teacher.path=MODEL, or loss=hard"
-        raise UserError("the loss compares with a teacher, and there is none", where=where, fix=fix)
+    check_teacher(check_objective(plan.objective), plan.teacher, where)
 
 
 def _load(path: str, key: str, plan: Plan, data: Data, accelerator: Accelerator) -> LiveModel | OnnxModel:
@@ -189,15 +188,6 @@ def _kind(model: LiveModel | OnnxModel) -> Kind:
     if isinstance(model, OnnxModel):
         return Kind.onnx
     return Kind.float32 if model.model.dtype == torch.float32 else Kind.half
-
-
-@contextmanager
-def located(key: str) -> Iterator[None]:
-    """Put the key of a step before what it refuses."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(str(error), where=key) from error
 
 
 @torch.no_grad()

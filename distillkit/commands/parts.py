@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,19 @@ import torch
 import transformers
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
-from accelerate.utils import ProjectConfiguration, set_seed
+from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, set_seed
 
 from distillkit.build import build
-from distillkit.data.encode import check_columns, label_names
+from distillkit.data.encode import Encoded, check_columns, label_names
 from distillkit.data.rows import Rows, Source
 from distillkit.errors import UserError
+from distillkit.features import ModelShape
 from distillkit.generation.base import Generator
 from distillkit.losses.objective import Objective
+from distillkit.models.anatomy import shape_of
+from distillkit.models.capture import check_features
 from distillkit.models.live import LiveModel
-from distillkit.models.load import load_live
+from distillkit.models.load import load_config, load_live
 from distillkit.models.onnx import OnnxModel, is_onnx
 from distillkit.models.teachers import FrozenModel, LiveTeacher, Teacher
 from distillkit.reporting.console import heading
@@ -38,8 +42,12 @@ def build_required(node: Any, key: str) -> Any:
     return part
 
 
-def make_accelerator(config: Config) -> Accelerator:
-    """Start (or join) the processes of this run, with its precision, trackers and seed; quieten the libraries."""
+def make_accelerator(config: Config, objective: Objective | None = None) -> Accelerator:
+    """Start (or join) the processes of this run, with its precision, trackers and seed; quieten the libraries.
+
+    An objective that does not look at logits leaves the student's last weights without a gradient.
+    """
+    partly = objective is not None and not objective.wanted_of_student.logits
     datasets.disable_progress_bars()
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
@@ -49,6 +57,7 @@ def make_accelerator(config: Config) -> Accelerator:
         cpu=not torch.cuda.is_available(),
         mixed_precision=config.train.precision.value,
         log_with=config.tracker.log_with or None,
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=partly)],
         project_config=ProjectConfiguration(project_dir=config.output_dir, logging_dir=f"{config.output_dir}/trackers"),
     )
     set_seed(config.train.seed)
@@ -130,12 +139,47 @@ def require_labels(rows: Rows, split: str, task: Task, why: str) -> None:
         )
 
 
-def load_teacher(teacher: Teacher, task: Task, data: Data, device: torch.device) -> tuple[Model, LiveModel | None]:
-    """Load a teacher: what answers batches, and the live model behind it if there is one."""
+def load_teacher(
+    teacher: Teacher, task: Task, data: Data, objective: Objective, device: torch.device
+) -> tuple[Model, LiveModel | None]:
+    """Load a teacher: what answers batches with what the objective wants, and the live model behind it if any."""
     if not isinstance(teacher, LiveTeacher):
         return teacher.load(task, data.labels), None
-    live = teacher.load(task, data.labels).to(device)
-    return FrozenModel(live), live
+    wanted = objective.wanted_of_teacher
+    live = teacher.load(task, data.labels, trained=wanted.logits or not wanted.features).to(device)
+    return FrozenModel(live, wanted), live
+
+
+def check_teacher(objective: Objective, teacher: Teacher | None, where: str) -> None:
+    """Refuse a teacher that cannot give what the objective compares with."""
+    fix = "set teacher=live teacher.path=MODEL"
+    if objective.needs_teacher and teacher is None:
+        raise UserError("the loss compares with a teacher, and there is none", where=where, fix=f"{fix}, or loss=hard")
+    for name in objective.feature_terms:
+        if not isinstance(teacher, LiveTeacher):
+            raise UserError("this teacher shows nothing but its logits", where=f"loss.terms.{name}", fix=fix)
+
+
+def bind(objective: Objective, student: ModelShape | Callable[[Any], ModelShape], teacher: Teacher | None) -> None:
+    """Fit an objective that looks inside the models to their shapes, which their configs tell before any weight."""
+    if objective.feature_terms:
+        assert teacher is not None
+        config = load_config(teacher.path, "teacher.path")
+        objective.bind(student(config) if callable(student) else student, shape_of(config))
+
+
+@torch.no_grad()
+def try_features(objective: Objective, student: LiveModel, teacher: Model | None, rows: Encoded) -> None:
+    """Compare the models on one row, so that one that does not show what the loss looks at is refused at the start."""
+    if not objective.feature_terms:
+        return
+    assert isinstance(teacher, FrozenModel)
+    batch = rows.batch([0]).to(student.device)
+    shown = student.eval()(batch, objective.wanted_of_student)
+    check_features(shown.features, objective.wanted_of_student.features, student.model, "student")
+    taught = teacher(batch)
+    check_features(taught.features, objective.wanted_of_teacher.features, teacher.live.model, "teacher")
+    objective.to(student.device)(shown, taught, batch, objective.counts(batch))
 
 
 def load_model(

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from accelerate import Accelerator
 
-from distillkit.commands.parts import Data, load_teacher
+from distillkit.commands.parts import Data, bind, load_teacher, try_features
 from distillkit.compression.prune import hold
 from distillkit.compression.variant import Masks
 from distillkit.data.encode import Encoded, encode
 from distillkit.evaluation.evaluate import evaluate
 from distillkit.freeze import digest
 from distillkit.losses.objective import Objective
+from distillkit.models.anatomy import shape_of
 from distillkit.models.live import LiveModel
 from distillkit.models.teachers import Teacher
 from distillkit.models.tokenizers import check_same_vocabulary
@@ -84,19 +84,21 @@ def load_retrainer(
     objective: Objective,
     teacher: Teacher | None,
     data: Data,
-    tokenizer: Any,
+    start: LiveModel,
     accelerator: Accelerator,
 ) -> Retrainer:
-    """Load the teacher, if the loss asks for one, and encode the rows."""
+    """Load the teacher of the model to start from, if the loss asks for one, and encode the rows."""
+    bind(objective, shape_of(start.model.config), teacher)
     answers, live = None, None
     if teacher is not None and objective.needs_teacher:
-        answers, live = load_teacher(teacher, task, data, accelerator.device)
+        answers, live = load_teacher(teacher, task, data, objective, accelerator.device)
     if live is not None:
-        check_same_vocabulary(live.tokenizer, tokenizer)
-    train = encode(data.rows, "train", task, tokenizer, data.labels)
+        check_same_vocabulary(live.tokenizer, start.tokenizer)
+    train = encode(data.rows, "train", task, start.tokenizer, data.labels)
+    try_features(objective, start, answers, train)
     validation = None
     if "validation" in data.rows.splits:
-        validation = encode(data.rows, "validation", task, tokenizer, data.labels)
+        validation = encode(data.rows, "validation", task, start.tokenizer, data.labels)
     return Retrainer(config, task, objective, answers, train, validation, accelerator)
 
 

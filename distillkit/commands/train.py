@@ -14,14 +14,17 @@ from distillkit.commands.folder import Standing, claim, standing
 from distillkit.commands.parts import (
     Data,
     announce,
+    bind,
     build_required,
     check_objective,
+    check_teacher,
     finish,
     load_data,
     load_teacher,
     make_accelerator,
     require_labels,
     start_trackers,
+    try_features,
 )
 from distillkit.data.encode import Encoded, encode
 from distillkit.data.rows import Source
@@ -85,7 +88,7 @@ def main(config: Config) -> dict[str, Any]:
         notice(f"already finished: {folder / 'model'}")
         return read_report(folder)["train"]
     resume_from = _checkpoint(config, state)
-    accelerator = make_accelerator(config)
+    accelerator = make_accelerator(config, plan.objective)
     accelerator.wait_for_everyone()
     announce(config, "train", accelerator)
     loaded = _load(plan, accelerator.device)
@@ -121,10 +124,9 @@ def make_plan(config: Config) -> Plan:
         raise UserError(
             f"{plan.task.name} has no metric '{best}'", where="train.best_metric", fix=did_you_mean(best, known)
         )
-    fix = "set teacher=live teacher.path=MODEL"
-    if plan.teacher is None and plan.objective.needs_teacher:
-        raise UserError("the loss compares with a teacher, and there is none", where="loss", fix=f"{fix}, or loss=hard")
+    check_teacher(plan.objective, plan.teacher, "loss")
     if plan.student.needs_teacher and not isinstance(plan.teacher, LiveTeacher):
+        fix = "set teacher=live teacher.path=MODEL"
         raise UserError("the student is made from a teacher, and there is none", where="student", fix=fix)
     return plan
 
@@ -148,9 +150,10 @@ def _checkpoint(config: Config, state: Standing) -> Path | None:
 def _load(plan: Plan, device: torch.device) -> Loaded:
     """Load data and models, and refuse what does not fit together."""
     data = load_data(plan.source, plan.task, keep_teacher_logits=isinstance(plan.teacher, RecordedTeacher))
+    bind(plan.objective, plan.student.shape, plan.teacher)
     teacher, live = None, None
     if plan.teacher is not None and plan.asks_teacher:
-        teacher, live = load_teacher(plan.teacher, plan.task, data, device)
+        teacher, live = load_teacher(plan.teacher, plan.task, data, plan.objective, device)
     if plan.objective.needs_labels:
         require_labels(data.rows, "train", plan.task, "the loss")
     if data.labels is None and plan.task.has_classes:
@@ -163,6 +166,7 @@ def _load(plan: Plan, device: torch.device) -> Loaded:
     if "validation" in data.rows.splits:
         require_labels(data.rows, "validation", plan.task, "evaluation")
         validation = encode(data.rows, "validation", plan.task, student.tokenizer, data.labels)
+    try_features(plan.objective, student.to(device), teacher, train)
     return Loaded(data, student, teacher if plan.objective.needs_teacher else None, train, validation)
 
 

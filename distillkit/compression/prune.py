@@ -11,9 +11,9 @@ from transformers.pytorch_utils import Conv1D
 
 from distillkit.compression.variant import Context, Masks, Step, Variant, matching, torch_model
 from distillkit.errors import UserError, did_you_mean
+from distillkit.models.anatomy import layer_stack
 from distillkit.models.live import LiveModel
 from distillkit.models.onnx import OnnxModel
-from distillkit.models.students import layer_stack
 
 CAUTION = "zeros are stored and multiplied like any other number: neither size nor speed changes"
 LARGEST = 2**31 - 1  # the bits of any float32 ≥ 0 are at most this

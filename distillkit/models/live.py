@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import torch
 from torch import nn
 
 from distillkit.errors import UserError
+from distillkit.models.capture import capturing
 from distillkit.models.head import check_head
-from distillkit.signals import Batch, Signal
+from distillkit.signals import LOGITS, Batch, Signal, Wanted
 from distillkit.tasks.base import Task
 
 
@@ -45,9 +47,15 @@ class LiveModel(nn.Module):
         """Class names in the order of their ids."""
         return [self.model.config.id2label[index] for index in range(self.model.config.num_labels)]
 
-    def forward(self, batch: Batch) -> Signal:
-        """Answer a batch."""
-        return self.task.signal(self.model, batch)
+    def forward(self, batch: Batch, wanted: Wanted = LOGITS) -> Signal:
+        """Answer a batch; without gradients, the model runs no deeper than the features asked for if they are all."""
+        if not wanted.features:
+            return self.task.signal(self.model, batch)
+        signal = Signal()
+        stop = not wanted.logits and not torch.is_grad_enabled()
+        with capturing(self.model, wanted.features, stop) as taken:
+            signal = self.task.signal(self.model, batch)
+        return replace(signal, features=taken)
 
     def count_parameters(self) -> int:
         """Count the parameters, tied ones once."""

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import copy
 import re
+from dataclasses import replace
 from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from torch import nn
 from transformers import CONFIG_MAPPING
 
 from distillkit.data.rows import Rows
 from distillkit.errors import UserError, did_you_mean
+from distillkit.features import ModelShape
+from distillkit.models.anatomy import layer_stack, shape_of
 from distillkit.models.live import LiveModel
-from distillkit.models.load import describe_labels, load_live, load_tokenizer
+from distillkit.models.load import describe_labels, load_config, load_live, load_tokenizer
 from distillkit.models.tokenizers import ByteLevelBPE
 from distillkit.tasks.base import Task
 
@@ -30,6 +32,10 @@ class Pretrained:
         self.path = path
 
     needs_teacher = False
+
+    def shape(self, teacher: Any) -> ModelShape:  # noqa: ARG002
+        """Return the shape of the model that `build` makes, given the teacher's config."""
+        return shape_of(load_config(self.path, "student.path"))
 
     def build(self, task: Task, labels: list[str] | None, rows: Rows, teacher: LiveModel | None) -> LiveModel:  # noqa: ARG002
         """Load the model."""
@@ -51,10 +57,17 @@ class FromTeacher:
             raise UserError(f"must be a count or ascending layer numbers, got {layers}", where="student.layers")
         self.layers = layers
 
+    def shape(self, teacher: Any) -> ModelShape:
+        """Return the shape of the model that `build` makes, given the teacher's config."""
+        return replace(shape_of(teacher), depth=len(self._chosen(shape_of(teacher).depth)))
+
     def build(self, task: Task, labels: list[str] | None, rows: Rows, teacher: LiveModel | None) -> LiveModel:  # noqa: ARG002
         """Copy the teacher's chosen layers in float32."""
         assert teacher is not None
-        depth = teacher.model.config.get_text_config().num_hidden_layers
+        layers = self._chosen(teacher.model.config.get_text_config().num_hidden_layers)
+        return LiveModel(copy_layers(teacher.model, layers), copy.deepcopy(teacher.tokenizer), task)
+
+    def _chosen(self, depth: int) -> list[int]:
         layers = spread(self.layers, depth) if isinstance(self.layers, int) else self.layers
         if layers[-1] >= depth or len(layers) > depth:
             raise UserError(
@@ -62,7 +75,7 @@ class FromTeacher:
                 where="student.layers",
                 fix=f"its layers are 0 … {depth - 1}",
             )
-        return LiveModel(copy_layers(teacher.model, layers), copy.deepcopy(teacher.tokenizer), task)
+        return layers
 
 
 class FromConfig:
@@ -85,15 +98,26 @@ class FromConfig:
         self.tokenizer = tokenizer
         self.needs_teacher = model_type is None or tokenizer is None
 
+    def shape(self, teacher: Any) -> ModelShape:
+        """Return the shape of the model that `build` makes, given the teacher's config."""
+        return shape_of(self._config(teacher, {}))
+
     def build(self, task: Task, labels: list[str] | None, rows: Rows, teacher: LiveModel | None) -> LiveModel:
         """Make the tokenizer and the model."""
         tokenizer = self._tokenizer(rows, teacher)
+        special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+        config = self._config(
+            None if teacher is None else teacher.model.config, {"vocab_size": len(tokenizer)} | special
+        )
+        if config.vocab_size < len(tokenizer):
+            raise UserError(
+                f"{config.vocab_size} is below the tokenizer's {len(tokenizer)}", where="student.config.vocab_size"
+            )
         try:
-            config = self._config(teacher, tokenizer)
             if labels is not None:
                 describe_labels(config, labels)
             return LiveModel(task.auto_class().from_config(config, dtype=torch.float32), tokenizer, task)
-        except (StrictDataclassError, ValueError, RuntimeError, TypeError, KeyError) as error:
+        except (ValueError, RuntimeError, TypeError, KeyError) as error:
             raise UserError(f"no model can be made of it ({error})", where="student.config") from error
 
     def _tokenizer(self, rows: Rows, teacher: LiveModel | None) -> Any:
@@ -106,10 +130,11 @@ class FromConfig:
         assert teacher is not None
         return copy.deepcopy(teacher.tokenizer)
 
-    def _config(self, teacher: LiveModel | None, tokenizer: Any) -> Any:
+    def _config(self, teacher: Any, of_tokenizer: dict[str, Any]) -> Any:
+        """Make the config; what the tokenizer decides counts where the teacher's config is not the base."""
         if self.model_type is None:
             assert teacher is not None
-            base = teacher.model.config
+            base = teacher
         elif self.model_type in CONFIG_MAPPING:
             base = CONFIG_MAPPING[self.model_type]()
         else:
@@ -121,16 +146,12 @@ class FromConfig:
                 fix = did_you_mean(name, list(known))
                 raise UserError(f"{base.model_type} has no setting '{name}'", where="student.config", fix=fix)
         changes = {base.attribute_map.get(name, name): value for name, value in self.config.items()}
-        if self.model_type is None:
-            config = type(base).from_dict(independent(base, changes) | changes)
-        else:
-            special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
-            config = type(base)(**({"vocab_size": len(tokenizer)} | special | changes))
-        if config.vocab_size < len(tokenizer):
-            raise UserError(
-                f"{config.vocab_size} is below the tokenizer's {len(tokenizer)}", where="student.config.vocab_size"
-            )
-        return config
+        try:
+            if self.model_type is None:
+                return type(base).from_dict(independent(base, changes) | changes)
+            return type(base)(**(of_tokenizer | changes))
+        except (StrictDataclassError, ValueError, TypeError, KeyError) as error:
+            raise UserError(f"no model can be made of it ({error})", where="student.config") from error
 
 
 Student = Pretrained | FromTeacher | FromConfig
@@ -199,13 +220,3 @@ def copy_layers(model: Any, layers: list[int]) -> Any:
     if model.can_generate():
         small.generation_config = copy.deepcopy(model.generation_config)
     return small
-
-
-def layer_stack(model: Any, key: str) -> str:
-    """Return the module path of a transformers model's list of layers; `key` is for the message if there is none."""
-    depth = model.config.get_text_config().num_hidden_layers
-    lists = {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
-    stacks = [name for name, module in lists.items() if len(module) == depth]
-    if not stacks:
-        raise UserError(f"cannot find the {depth} layers of {type(model).__name__}", where=key)
-    return min(stacks, key=lambda name: name.count("."))

@@ -2,29 +2,42 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from distillkit.errors import UserError
 from distillkit.models.live import LiveModel
 from distillkit.models.load import load_live, pick_dtype
-from distillkit.signals import Batch, DenseLogits, Model, Signal
+from distillkit.signals import LOGITS, Batch, DenseLogits, HeadLogits, Logits, Model, Signal, Wanted
 from distillkit.tasks.base import Task
 
 
 class FrozenModel:
-    """A live model that only answers: no gradients, no dropout.
+    """A live model that only answers what is wanted: no gradients, no dropout.
 
     Args:
         live: The model; its weights are frozen.
+        wanted: What every answer shall have.
     """
 
-    def __init__(self, live: LiveModel) -> None:
+    def __init__(self, live: LiveModel, wanted: Wanted = LOGITS) -> None:
         self.live = live.eval().requires_grad_(False)
+        self.wanted = wanted
 
-    @torch.no_grad()
     def __call__(self, batch: Batch) -> Signal:
         """Answer a batch."""
-        return self.live(batch)
+        with torch.inference_mode():
+            signal = self.live(batch, self.wanted)
+        return Signal(_usable(signal.logits), {name: tensor.clone() for name, tensor in signal.features.items()})
+
+
+def _usable(logits: Logits | None) -> Logits | None:
+    """Copy what inference mode made, which autograd refuses to keep for the student's backward pass."""
+    if isinstance(logits, HeadLogits):
+        weight = logits.weight.clone() if logits.weight.is_inference() else logits.weight
+        return replace(logits, hidden=logits.hidden.clone(), weight=weight)
+    return DenseLogits(logits.values.clone()) if isinstance(logits, DenseLogits) else logits
 
 
 class LiveTeacher:
@@ -40,9 +53,9 @@ class LiveTeacher:
         self.path = path
         self.dtype = dtype
 
-    def load(self, task: Task, labels: list[str] | None) -> LiveModel:
-        """Load the weights; the class names must be those of the data."""
-        return load_live(self.path, task, "teacher.path", labels, trained=True, dtype=self.dtype)
+    def load(self, task: Task, labels: list[str] | None, trained: bool = True) -> LiveModel:
+        """Load the weights; the class names must be those of the data. `trained`: the head is needed."""
+        return load_live(self.path, task, "teacher.path", labels, trained=trained, dtype=self.dtype)
 
 
 class RecordedTeacher:

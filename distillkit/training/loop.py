@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,8 @@ class Trainee(nn.Module):
 
     def forward(self, batch: Batch, taught: Signal | None, counts: Tensor) -> tuple[Tensor, Tensor]:
         """Return the micro-batch's share of the loss and the sum of each term `[terms]`."""
-        return self.objective(self.student(batch), taught, batch, counts)
+        said = self.student(batch, self.objective.wanted_of_student)
+        return self.objective(said, taught, batch, counts)
 
 
 @dataclass
@@ -50,14 +51,6 @@ class FitResult:
     best_metric: str
     seconds: float
     items: float
-
-
-@dataclass
-class MicroBatch:
-    """A piece of a global batch; `real` is False where it only keeps the processes in step."""
-
-    batch: Batch
-    real: bool
 
 
 @dataclass
@@ -137,7 +130,7 @@ class _Fit:
     def _due(self, every: int) -> bool:
         return self.progress.step % every == 0 or self.progress.step == self.steps
 
-    def _prefetch(self, first: int, background: ThreadPoolExecutor) -> Iterator[tuple[int, list[MicroBatch], Tensor]]:
+    def _prefetch(self, first: int, background: ThreadPoolExecutor) -> Iterator[tuple[int, list[Batch], Tensor]]:
         """Collate the next step's micro-batches while the current step runs."""
         pending = background.submit(self._collate, first)
         for step in range(first, self.steps):
@@ -146,26 +139,31 @@ class _Fit:
                 pending = background.submit(self._collate, step + 1)
             yield step, micros, counts
 
-    def _collate(self, step: int) -> tuple[list[MicroBatch], Tensor]:
+    def _collate(self, step: int) -> tuple[list[Batch], Tensor]:
         accelerator = self.run.accelerator
         pieces = micro_batches(
             self.plan.rows(step), accelerator.process_index, accelerator.num_processes, self.micro_batch_size
         )
-        micros = [MicroBatch(self.run.data.batch(rows), real) for rows, real in pieces]
-        own = [self.run.objective.counts(micro.batch) for micro in micros if micro.real]
+        micros = [replace(self.run.data.batch(rows), real=real) for rows, real in pieces]
+        own = [self.run.objective.counts(micro) for micro in micros if micro.real]
         return micros, torch.stack(own).sum(dim=0) if own else torch.zeros(len(self.run.objective.names)).double()
 
-    def _step(self, step: int, micros: list[MicroBatch], counts: Tensor) -> Tensor | None:
+    def _step(self, step: int, micros: list[Batch], counts: Tensor) -> Tensor | None:
         """Do one optimiser step; return the gradient's norm before clipping."""
         run, accelerator = self.run, self.run.accelerator
+        run.objective.advance(step / self.steps)
         counts = accelerator.reduce(counts.to(accelerator.device), reduction="sum")
         rate = learning_rate(step, self.steps, run.settings)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        sums = torch.zeros_like(self.progress.window_sums)
         for index, micro in enumerate(micros):
             last = index == len(micros) - 1
             with nullcontext() if last else accelerator.no_sync(self.module):
-                self._backward(micro, counts)
+                sums += self._backward(micro, counts)
+        if run.objective.balance is not None:
+            run.objective.remember(accelerator.reduce(sums, reduction="sum"), counts)
+        self.progress.window_sums += sums
         limit = run.settings.max_grad_norm
         norm = accelerator.clip_grad_norm_(self.trainee.parameters(), limit) if limit is not None else None
         self.optimizer.step()
@@ -175,9 +173,10 @@ class _Fit:
         self.progress.window_counts += counts
         return norm
 
-    def _backward(self, micro: MicroBatch, counts: Tensor) -> None:
+    def _backward(self, micro: Batch, counts: Tensor) -> Tensor:
+        """Add the gradient of a micro-batch; return the sum of each term `[terms]`."""
         accelerator = self.run.accelerator
-        batch = micro.batch.to(accelerator.device)
+        batch = micro.to(accelerator.device)
         taught = None
         if self.run.teacher is not None:
             with accelerator.autocast():
@@ -185,8 +184,7 @@ class _Fit:
         loss, sums = self.module(batch, taught, counts)
         # The wrapper averages gradients over the processes; `counts` already spans them.
         accelerator.backward(loss * (accelerator.num_processes * float(micro.real)))
-        if micro.real:
-            self.progress.window_sums += sums
+        return sums if micro.real else torch.zeros_like(sums)
 
     def _log(self, norm: Tensor | None, started: float) -> str:
         run, progress, counts = self.run, self.progress, self.progress.window_counts
