@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from distillkit.errors import UserError
+from distillkit.features import ModelShape
+from distillkit.losses.base import FeatureLoss
 from distillkit.losses.divergences import ForwardKL
 from distillkit.losses.objective import Objective
+from distillkit.losses.schedule import Linear
 from distillkit.losses.task import CrossEntropy
 from distillkit.signals import IGNORE, Batch, DenseLogits, HeadLogits, Signal
 
@@ -117,6 +122,8 @@ def test_a_weight_of_zero_switches_a_term_off():
         ({"kd": {"weight": "much", "loss": ForwardKL()}}, "loss.terms.kd.weight"),
         ({"kd": {"loss": ForwardKL()}}, "loss.terms.kd"),
         ({"kd": {"weight": 1.0, "loss": torch.nn.ReLU()}}, "loss.terms.kd.loss"),
+        ({"kd": {"weight": Linear(1.0, -1.0), "loss": ForwardKL()}}, "loss.terms.kd.weight"),
+        ({"kd": {"weight": Linear(0.0, 0.0), "loss": ForwardKL()}}, "loss.terms"),
     ],
 )
 def test_bad_terms_are_refused_by_their_key(terms, key):
@@ -130,3 +137,90 @@ def test_alpha_and_temperature_are_checked():
         Objective(terms, alpha=1.5)
     with pytest.raises(UserError, match=r"loss\.temperature"):
         Objective(terms, temperature=0.0)
+
+
+class Nearer(FeatureLoss):
+    """Σ (w · student − teacher)² over the rows."""
+
+    def bind(self, student, teacher):
+        if student.depth != teacher.depth:
+            raise UserError("needs equal depths", where="layers")
+        self.student_features = self.teacher_features = frozenset({"layers.0.hidden"})
+        self.factor = torch.nn.Parameter(torch.ones(()))
+
+    def mask(self, batch):
+        return batch.inputs["rows"]
+
+    def forward(self, student, teacher, batch):
+        ours, theirs = (signal.features["layers.0.hidden"] for signal in (student, teacher))
+        return (self.factor * ours - theirs).square()[batch.inputs["rows"]].sum()
+
+
+SHAPE = ModelShape(depth=2, width=4, heads=1, key_value_heads=1, head_width=4)
+
+
+def mixed(**more) -> Objective:
+    terms = {
+        "near": {"weight": 2.0, "loss": Nearer()},
+        "hard": {"weight": 0.5, "loss": CrossEntropy()},
+    }
+    objective = Objective(terms, **more)
+    objective.bind(SHAPE, SHAPE)
+    return objective
+
+
+def asked(objective: Objective) -> tuple[Signal, Signal, Batch]:
+    """Nine items with logits, and three rows with a feature, of which the first two count."""
+    ours, theirs = torch.tensor([1.0, 2.0, 4.0], requires_grad=True), torch.tensor([2.0, 5.0, 9.0])
+    rows = batch()
+    rows = Batch({"rows": torch.tensor([True, True, False])}, rows.counted, rows.labels, rows.taught)
+    student = Signal(DenseLogits(logits(1)), {"layers.0.hidden": ours})
+    return student, Signal(None, {"layers.0.hidden": theirs}), rows
+
+
+def test_terms_of_logits_and_of_features_are_averaged_over_their_own_items():
+    objective = mixed()
+    student, teacher, rows = asked(objective)
+    counts = objective.counts(rows)
+    assert counts.tolist() == [2.0, 7.0]
+    loss, sums = objective(student, teacher, rows, counts)
+    hard = torch.nn.functional.cross_entropy(student.logits.values, rows.labels)
+    assert loss.item() == pytest.approx(2 * (1 + 9) / 2 + 0.5 * hard.item(), rel=1e-6)
+    assert sums.tolist() == pytest.approx([10.0, 7 * hard.item()])
+    assert objective.total(sums, counts) == pytest.approx(loss.item())
+    loss.backward()
+    assert student.features["layers.0.hidden"].grad.tolist() == [-2.0, -6.0, 0.0]
+    assert objective.losses[0].factor.grad is not None
+
+
+def test_what_an_objective_wants():
+    wanted = mixed().wanted_of_student
+    assert (wanted.logits, wanted.features) == (True, {"layers.0.hidden"})
+    wanted = mixed().wanted_of_teacher
+    assert (wanted.logits, wanted.features) == (False, {"layers.0.hidden"})
+    assert distillation().wanted_of_teacher.logits
+    alone = Objective({"near": {"weight": 1.0, "loss": Nearer()}})
+    assert alone.needs_teacher
+    assert not alone.wanted_of_student.logits
+
+
+def test_models_that_do_not_fit_are_refused_by_the_terms_key():
+    with pytest.raises(UserError, match=r"^loss\.terms\.near\.loss\.layers: needs equal depths"):
+        Objective({"near": {"weight": 1.0, "loss": Nearer()}}).bind(SHAPE, replace(SHAPE, depth=3))
+
+
+def test_balanced_terms_weigh_what_their_weights_say():
+    """After the first step each term is divided by its running mean: the loss is the sum of the weights."""
+    objective = mixed(balance="size")
+    student, teacher, rows = asked(objective)
+    counts = objective.counts(rows)
+    first, sums = objective(student, teacher, rows, counts)
+    assert first.item() == pytest.approx(mixed()(student, teacher, rows, counts)[0].item())
+    objective.remember(sums, counts)
+    second, _ = objective(student, teacher, rows, counts)
+    assert second.item() == pytest.approx(2.5, rel=1e-6)
+    objective.remember(3 * sums, counts)
+    assert objective(student, teacher, rows, counts)[0].item() == pytest.approx(2.5 / 2, rel=1e-6)
+    objective.remember(sums, torch.tensor([0.0, 7.0]))  # a step without rows teaches nothing about them
+    assert objective.sizes[0].item() == pytest.approx(2 * 5.0)
+    assert {"sizes", "sized"} <= set(objective.state_dict())
