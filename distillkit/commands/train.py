@@ -163,7 +163,7 @@ def _load(plan: Plan, device: torch.device) -> Loaded:
         check_same_vocabulary(live.tokenizer, student.tokenizer)
     train = encode(data.rows, "train", plan.task, student.tokenizer, data.labels)
     validation = None
-    if "validation" in data.rows.splits:
+    if "validation" in data.rows.splits and plan.objective.wanted_of_student.logits:
         require_labels(data.rows, "validation", plan.task, "evaluation")
         validation = encode(data.rows, "validation", plan.task, student.tokenizer, data.labels)
     try_features(plan.objective, student.to(device), teacher, train)
@@ -189,6 +189,8 @@ def _introduce(config: Config, plan: Plan, loaded: Loaded) -> None:
     notice(f"teacher {teacher} · loss {terms}")
     if plan.teacher is not None and not plan.asks_teacher:
         notice("the teacher is not used: no term of the loss compares with it")
+    if not plan.objective.wanted_of_student.logits:
+        notice("the loss looks inside the models only: the student's head is left as it is, and not evaluated")
     if config.train.precision is Precision.fp16 and loaded.student.device.type == "cpu":
         notice("fp16 is slow on a CPU: bf16 is the faster half precision there")
     left_out = len(loaded.data.rows.split("train")) - len(train)

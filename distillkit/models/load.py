@@ -50,7 +50,8 @@ def load_live(
         task: Decides the model class.
         key: Config key for messages.
         labels: Class names of the data; None for tasks without classes, or to take those of the model.
-        trained: Whether the model must already have a trained head for the task.
+        trained: Whether the model must already have a trained head for the task; if not, a head for other classes
+            is replaced by a new one.
         dtype: "float32", "bfloat16", "float16", or "auto" for the folder's own.
 
     Raises:
@@ -61,10 +62,18 @@ def load_live(
         _set_labels(config, labels, trained, key)
     try:
         model, info = task.auto_class().from_pretrained(
-            _find(path, key), config=config, dtype=dtype, use_safetensors=True, output_loading_info=True
+            _find(path, key),
+            config=config,
+            dtype=dtype,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=not trained,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"cannot load the model at '{path}' ({_reason(error)})", where=key) from error
+    body = [name for name, *_ in info["mismatched_keys"] if name.startswith(f"{model.base_model_prefix}.")]
+    if body:
+        raise UserError(f"the weights at '{path}' do not have the shapes of its config ({body[0]})", where=key)
     if trained and info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:3])
         raise UserError(

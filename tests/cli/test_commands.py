@@ -8,12 +8,19 @@ from pathlib import Path
 
 import pyarrow.parquet
 import pytest
+import torch
 from safetensors.torch import load_file
-from transformers import AutoTokenizer
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DebertaV2Config,
+    DebertaV2ForSequenceClassification,
+)
 
 from distillkit.commands import train
 from tests.terminal import Outcome, distillkit
-from tests.tiny import LABELS, bert, classifier, data_files, events, language_model, rows, save, write_jsonl
+from tests.tiny import LABELS, bert, classifier, data_files, events, language_model, rows, save, tokenizer, write_jsonl
 
 DATA = ["dataset.train=data/train.jsonl", "dataset.validation=data/validation.jsonl", "task.max_length=32"]
 SHORT = ["train.max_steps=4", "train.batch_size=8", "train.learning_rate=0.01", "train.log_every=1"]
@@ -21,6 +28,7 @@ STUDENT = ["student.path=student"]
 TEACHER = ["teacher=live", "teacher.path=teacher", "loss=kd"]
 TRAIN = ["train", *DATA, *SHORT, *STUDENT]
 TEXT = ["task=causal_lm", "dataset.columns.label=null"]
+MODULES = "loss.terms.hidden.loss.modules"
 COMPRESS = ["compress", *DATA, "compress=prune", *TEACHER, "evaluate.speed=false"]
 
 
@@ -33,6 +41,7 @@ def kit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     save(language_model(), folder / "writer")
     bert(labels=3).save_pretrained(folder / "three")
     AutoTokenizer.from_pretrained(folder / "teacher").save_pretrained(folder / "three")
+    deberta(folder / "own_attention")
     stranger = classifier(layers=1)
     stranger.tokenizer.add_tokens(["<new>"])
     save(stranger, folder / "stranger")
@@ -56,6 +65,13 @@ def kit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             patch.delenv(name, raising=False)
         run(*TRAIN, "output_dir=done", "train.checkpoint_every=2")
         yield folder
+
+
+def deberta(folder: Path) -> None:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    DebertaV2ForSequenceClassification(DebertaV2Config(vocab_size=320, pad_token_id=1, **sizes)).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
 
 
 def run(*argv: str) -> Outcome:
@@ -116,6 +132,35 @@ REFUSED = {
         "student.layers: the teacher has no layer 4; its layers are 0 … 1",
     ),
     "no recorded logits": ([*TRAIN, "teacher=recorded", "loss=kd"], "carry no teacher_logits"),
+    "features of recorded answers": (
+        [*TRAIN, "teacher=recorded", "loss=semantic"],
+        "loss.terms.hidden: this teacher shows nothing but its logits; set teacher=live",
+    ),
+    "features of nobody": ([*TRAIN, "loss=minilm"], "loss: the loss compares with a teacher, and there is none"),
+    "bad layer map, teacher broken too": (
+        [*TRAIN, *TEACHER, "loss=semantic", "loss.terms.hidden.loss.layers=[[0,7]]", "teacher.path=broken"],
+        "loss.terms.hidden.loss.layers: the teacher has no layer 7; its layers are 0 … 1",
+    ),
+    "unknown layer map": (
+        [*TRAIN, *TEACHER, "loss=semantic", "loss.terms.hidden.loss.layers=unifrom"],
+        "loss.terms.hidden.loss: layers: unknown layer map 'unifrom'; did you mean 'uniform'?",
+    ),
+    "relation heads": (
+        [*TRAIN, *TEACHER, "loss=minilmv2", "loss.terms.relations.loss.heads=5"],
+        "loss.terms.relations.loss.heads: 5 does not divide",
+    ),
+    "no such module": (
+        [*TRAIN, *TEACHER, "loss=semantic", "~loss.terms.hidden.loss.layers", f"+{MODULES}=[[bert.poler,bert.pooler]]"],
+        "BertForSequenceClassification has no module 'bert.poler'; did you mean 'bert.pooler'?",
+    ),
+    "modules of other shapes": (
+        [*TRAIN, *TEACHER, "loss=semantic", "~loss.terms.hidden.loss.layers", f"+{MODULES}=[[classifier,bert.pooler]]"],
+        "classifier gives",
+    ),
+    "attention that is its own": (
+        [*TRAIN, *TEACHER, "loss=attention_transfer", "student.path=own_attention"],
+        "student: DebertaV2ForSequenceClassification does not show layers.0.key",
+    ),
     "too long": (
         [*TRAIN, "task.max_length=512"],
         "task.max_length: 512 tokens are more than the model's 128 positions",
@@ -282,6 +327,36 @@ def test_compress_measures_before_and_after_and_holds_the_zeros() -> None:
     assert sum(int(mask.sum()) for mask in zeros.values()) > 500
     assert all((retrained[name][mask] == 0).all() for name, mask in zeros.items())
     assert any(not pruned[name].equal(retrained[name]) for name in pruned)
+
+
+def test_a_student_learns_what_happens_inside_its_teacher() -> None:
+    """Its projectors resume with it and stay out of its folder; what teaches no head is not evaluated."""
+    wide = ["student=from_config", "+student.config.hidden_size=8", "+student.config.intermediate_size=16"]
+    command = ["train", *DATA, *SHORT, *TEACHER, *wide, "loss=tinybert", "train.checkpoint_every=2"]
+    result = run(*command, "output_dir=inside", "name=inside")
+    assert "the student's head is left as it is, and not evaluated" in result.out
+    lines = events(Path("inside"))
+    assert {line["event"] for line in lines} == {"train"}
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    assert set(lines[0]["terms"]) == {"embeddings", "hidden", "attention"}
+    _, info = AutoModelForSequenceClassification.from_pretrained("inside/model", output_loading_info=True)
+    assert not any(info.values())
+    checkpoint = load_file("inside/checkpoints/step-000002/weights.safetensors")
+    assert any(name.startswith("objective.") for name in checkpoint)
+    run(*command, "output_dir=resumed_inside", "name=inside", "resume=inside/checkpoints/step-000002")
+    assert weights("resumed_inside") == weights("inside")
+
+
+def test_a_teacher_without_a_head_can_teach_what_happens_inside() -> None:
+    body = AutoModel.from_pretrained("teacher")
+    body.save_pretrained("body")
+    AutoTokenizer.from_pretrained("teacher").save_pretrained("body")
+    run(*TRAIN, "teacher=live", "teacher.path=body", "loss=minilm", "output_dir=from_body")
+    assert distillkit(*TRAIN, *TEACHER, "teacher.path=body", "output_dir=headless").code == 2
+
+
+def test_retraining_may_look_inside() -> None:
+    run(*COMPRESS, *SHORT, "compress.model=done/model", "loss=semantic", "output_dir=small_inside")
 
 
 def test_soft_labels_can_be_learned_from_in_the_next_command() -> None:
