@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ class Batch:
         labels: int64 `[items]`: the hard label of each item, `IGNORE` where there is none.
         taught: bool `[items]`: the items about which the teacher says something.
         recorded: float `[items, classes]`: teacher logits that came with the rows, if any.
+        extras: Of each row, what answers are judged by and no model reads, such as texts and ids: column → values.
         real: False where the rows are somebody else's and only keep this process in step with the others.
     """
 
@@ -36,6 +37,7 @@ class Batch:
     labels: Tensor
     taught: Tensor
     recorded: Tensor | None = None
+    extras: Mapping[str, list[Any]] = field(default_factory=dict)
     real: bool = True
 
     def to(self, device: torch.device) -> Batch:

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from distillkit.commands.parts import Data, require_labels
 from distillkit.data.encode import Encoded, encode
 from distillkit.errors import UserError
+from distillkit.evaluation.evaluate import Evaluation, agreement
 from distillkit.evaluation.size import size_on_disk
 from distillkit.evaluation.speed import Speed, measure_speed
 from distillkit.freeze import digest
@@ -33,7 +34,7 @@ class Measured:
 
     path: str
     model: AnyModel
-    metrics: dict[str, float]
+    outcome: Evaluation
     notes: Mapping[str, Any]
 
 
@@ -84,12 +85,13 @@ def compare(
         models = {name: entry.model for name, entry in measured.items()}
         speeds = measure_speed(models, encoded, settings.speed_batch_size, settings.speed_rounds, accelerator.device)
     reference = next(iter(measured))
-    best = measured[reference].metrics[quality]
+    teacher = measured[reference].outcome
     rows = {
         name: Compared(
             path=entry.path,
-            metrics=entry.metrics,
-            kept=kept_share(quality, entry.metrics[quality], best),
+            metrics=entry.outcome.metrics,
+            kept=kept_share(quality, entry.outcome.metrics[quality], teacher.metrics[quality]),
+            agreement=None if name == reference else agreement(entry.outcome.answers, teacher.answers),
             parameters=entry.model.count_parameters(),
             nonzeros=entry.model.count_nonzeros(),
             bytes=size_on_disk(entry.path),

@@ -114,16 +114,13 @@ def _apply(
     compressed = Path(config.output_dir) / "compressed"
     scratch = scratch_folder(compressed, accelerator.process_index)
     shutil.rmtree(scratch, ignore_errors=True)
-    reference: torch.Tensor | None = None
 
     def measure(path: str, key: str, notes: Mapping[str, Any]) -> Measured:
-        nonlocal reference
         model = _load(path, key, plan, data, accelerator)
-        outcome = evaluate(model, plan.task, encoded, config.evaluate.batch_size, accelerator, reference)
-        reference = outcome.predictions if reference is None else reference
+        outcome = evaluate(model, plan.task, encoded, config.evaluate.batch_size, accelerator)
         quality = plan.task.best_metric
         say(f"{key.rpartition('.')[2]}: {quality} {outcome.metrics[quality]:.4f}")
-        return Measured(path, model, outcome.metrics, notes)
+        return Measured(path, model, outcome, notes)
 
     example = encoded.batch(range(min(EXAMPLES, len(encoded))))
     measured = {START: measure(config.compress.model, START, {})}

@@ -37,13 +37,12 @@ def main(config: Config) -> dict[str, Any]:
     encoded = encode_for(models, data, settings, task)
     if accelerator.is_main_process:
         claim(config, "eval", Standing.unfinished if state is Standing.finished else state)
-    reference, measured = None, {}
+    measured: dict[str, Measured] = {}
     for name, model in models.items():
         if accelerator.is_main_process:
             notice(f"{name}: {settings.models[name]}")
-        outcome = evaluate(model, task, encoded, settings.batch_size, accelerator, reference)
-        reference = outcome.predictions if reference is None else reference
-        measured[name] = Measured(settings.models[name], model, outcome.metrics, {})
+        outcome = evaluate(model, task, encoded, settings.batch_size, accelerator)
+        measured[name] = Measured(settings.models[name], model, outcome, {})
     report = compare(config, "eval", task, data, encoded, measured, accelerator)
     finish(accelerator)
     return report

@@ -75,7 +75,7 @@ class Retrainer:
     def _quality(self, model: LiveModel) -> dict[str, float]:
         assert self.validation is not None
         size = self.config.train.evaluate_batch_size
-        return evaluate(model, self.task, self.validation, size, self.accelerator, autocast=True).metrics
+        return evaluate(model, self.task, self.validation, size, self.accelerator, True, keep_answers=False).metrics
 
 
 def load_retrainer(

@@ -207,7 +207,7 @@ def _fit(
     def quality(model: LiveModel, autocast: bool = True) -> dict[str, float]:
         assert validation is not None
         size = config.train.evaluate_batch_size
-        return evaluate(model, plan.task, validation, size, accelerator, autocast=autocast).metrics
+        return evaluate(model, plan.task, validation, size, accelerator, autocast, keep_answers=False).metrics
 
     records = Records(folder / "metrics.jsonl", accelerator)
     records.rewind(0 if resume_from is None else step_of(resume_from))

@@ -1,31 +1,32 @@
-"""Quality of one model on one split, exact over all items and processes."""
+"""Quality of one model on one split, exact over all rows and processes."""
 
 from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from accelerate.utils import gather_object
 
 from distillkit.data.batches import by_length
 from distillkit.data.encode import Encoded
 from distillkit.signals import Model
-from distillkit.tasks.base import Task
+from distillkit.tasks.base import Answers, Task
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The outcome.
+    """The outcome, the same on every process.
 
     Attributes:
-        metrics: Name → value; "agreement" (share of items with the reference's prediction) if there was one.
-        predictions: int64 `[items]` of this process's share, to be another evaluation's reference.
+        metrics: Name → value.
+        answers: Columns with an entry for each example of the split, in the order of its rows.
     """
 
     metrics: dict[str, float]
-    predictions: Tensor
+    answers: Answers
 
 
 @torch.no_grad()
@@ -35,43 +36,45 @@ def evaluate(
     data: Encoded,
     batch_size: int,
     accelerator: Accelerator,
-    reference: Tensor | None = None,
     autocast: bool = False,
+    keep_answers: bool = True,
 ) -> Evaluation:
     """Run a model over every row once.
 
     Args:
         model: Answers batches; put it into eval mode first.
-        task: Scores the answers.
+        task: Judges the answers.
         data: The rows.
         batch_size: Rows of a forward pass.
-        accelerator: Its processes share the rows; their sums are added.
-        reference: Predictions of another model in an evaluation of the same rows, batch size and processes.
+        accelerator: Its processes share the rows, and exchange what they found.
         autocast: Run in the accelerator's mixed precision, as while training, instead of the model's own.
+        keep_answers: Exchange and return all columns of the answers, not only those that the metrics need.
     """
-    totals: dict[str, Tensor] = {}
-    predictions = []
     batches = by_length(data.lengths, batch_size)
-    for rows in batches[accelerator.process_index :: accelerator.num_processes]:
-        batch = data.batch(rows).to(accelerator.device)
+    found: Answers = {}
+    rows: list[int] = []
+    for indices in batches[accelerator.process_index :: accelerator.num_processes]:
+        batch = data.batch(indices).to(accelerator.device)
         with accelerator.autocast() if autocast else nullcontext():
-            signal = model(batch)
-        sums, predicted = task.score(signal, batch)
-        totals = {name: totals[name] + value if totals else value for name, value in sums.items()}
-        predictions.append(predicted.cpu())
-    if not totals:  # more processes than batches
-        batch = data.batch(batches[0]).to(accelerator.device)
-        with accelerator.autocast() if autocast else nullcontext():
-            signal = model(batch)
-        sums, _ = task.score(signal, batch)
-        totals = {name: torch.zeros_like(value) for name, value in sums.items()}
-    mine = torch.cat(predictions) if predictions else torch.zeros(0, dtype=torch.int64)
-    if reference is not None:
-        totals["agreed"] = (mine == reference).sum().to(accelerator.device)
-        totals["compared"] = torch.tensor(len(mine), device=accelerator.device)
-    totals = {name: accelerator.reduce(value, reduction="sum") for name, value in totals.items()}
-    agreed, compared = totals.pop("agreed", None), totals.pop("compared", None)
-    metrics = task.metrics(totals)
-    if agreed is not None and compared is not None:
-        metrics["agreement"] = (agreed / compared).item()
-    return Evaluation(metrics, mine)
+            answers = task.answer(model, batch)
+        rows.extend(indices.tolist())
+        for column, values in answers.items():
+            if keep_answers or column in task.metric_columns:
+                found.setdefault(column, []).extend(values)
+    answers = task.merge(_in_order(gather_object([(rows, found)])))
+    return Evaluation(task.metrics(answers), answers)
+
+
+def agreement(one: Answers, other: Answers) -> float:
+    """Return the share of equal predictions of two models on the same rows."""
+    pairs = zip(one["prediction"], other["prediction"], strict=True)
+    equal = np.concatenate([np.atleast_1d(np.asarray(a) == np.asarray(b)) for a, b in pairs])
+    return float(equal.mean())
+
+
+def _in_order(shares: list[tuple[list[int], Answers]]) -> Answers:
+    """Put the answers of all processes into the order of the rows."""
+    order = np.argsort(np.concatenate([rows for rows, _ in shares]), kind="stable")
+    columns = dict.fromkeys(column for _, answers in shares for column in answers)
+    joined = {column: [value for _, answers in shares for value in answers.get(column, [])] for column in columns}
+    return {column: [values[index] for index in order] for column, values in joined.items()}

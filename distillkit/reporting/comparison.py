@@ -9,7 +9,7 @@ from typing import Any
 from distillkit.tasks.base import higher_is_better
 
 PRUNED = 0.99  # a model with fewer non-zero weights shows their share
-PERCENT = frozenset({"accuracy", "macro_f1", "agreement"})
+PERCENT = frozenset({"accuracy", "macro_f1"})
 
 
 @dataclass(frozen=True)
@@ -18,8 +18,9 @@ class Compared:
 
     Attributes:
         path: Where it is.
-        metrics: Quality; "agreement" is with the teacher's predictions.
+        metrics: Quality.
         kept: Share of the teacher's quality, teacher ÷ model where lower is better; None without a teacher.
+        agreement: Share of the teacher's predictions; None for the teacher.
         parameters: Number of weights.
         nonzeros: Number of weights that are not zero.
         bytes: Of the weight files; None if unknown.
@@ -30,6 +31,7 @@ class Compared:
     path: str
     metrics: dict[str, float]
     kept: float | None
+    agreement: float | None
     parameters: int
     nonzeros: int
     bytes: int | None
@@ -51,7 +53,7 @@ def kept_share(metric: str, value: float, teacher: float) -> float:
 def comparison_table(models: Mapping[str, Compared], quality: str) -> tuple[list[str], list[list[str]]]:
     """Return columns and rows of a comparison; `quality` is the metric of the "kept" column and comes first."""
     first = next(iter(models.values()))
-    metrics = [quality, *(name for name in first.metrics if name not in (quality, "agreement"))]
+    metrics = [quality, *(name for name in first.metrics if name != quality)]
     sparse = any(model.nonzeros < PRUNED * model.parameters for model in models.values())
     columns = ["model", *(name.replace("_", " ") for name in metrics), "kept", "agreement", "parameters"]
     columns += ["non-zero"] * sparse + ["size"]
@@ -60,7 +62,7 @@ def comparison_table(models: Mapping[str, Compared], quality: str) -> tuple[list
     rows = []
     for name, model in models.items():
         row = [name, *(_metric(metric, model.metrics[metric]) for metric in metrics)]
-        row += [_percent(model.kept), _percent(model.metrics.get("agreement")), _count(model.parameters)]
+        row += [_percent(model.kept), _percent(model.agreement), _count(model.parameters)]
         row += [_percent(model.nonzeros / max(model.parameters, 1))] * sparse
         row += ["–" if model.bytes is None else f"{model.bytes / 1e6:.1f} MB"]
         if timed and model.latency_ms is not None and model.rows_per_second is not None:

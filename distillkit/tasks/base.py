@@ -7,18 +7,20 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from distillkit.signals import Batch, Signal
+from distillkit.signals import Batch, Model, Signal
 
 Row = dict[str, Any]
+Answers = dict[str, list[Any]]
 
 
 class Task(Protocol):
-    """One kind of problem: which model, how rows become batches, what counts."""
+    """One kind of problem: which model, how rows become batches, what counts. Tasks derive from it."""
 
     name: str
     required_columns: tuple[tuple[str, ...], ...]  # alternatives: the rows must have all columns of one of them
     best_metric: str
     metric_names: tuple[str, ...]
+    metric_columns: tuple[str, ...]  # what `metrics` reads of the answers
     has_classes: bool
     max_length: int  # tokens of a row
 
@@ -27,7 +29,31 @@ class Task(Protocol):
         ...
 
     def encode(self, rows: dict[str, list[Any]], tokenizer: Any, label_ids: dict[str, int] | None) -> dict[str, list]:
-        """Turn rows (column → values) into encoded rows (column → values); one row may give several or none."""
+        """Turn rows (column → values) into encoded rows (column → values); one row may give several or none.
+
+        Called with a batch of rows, in any process, and cached on disk: the result depends on nothing but the
+        arguments and `vars(self)`, so what is random (masking) belongs to `collate`. Values are numbers, text, bytes,
+        lists or dicts of them, or None; a column has one kind of value.
+
+        The rows were checked: of the first alternative in `required_columns` that the split has (list longer ones
+        first), every column is there, of the kind that `distillkit/data/columns.py` declares, and not empty. `label`,
+        `labels` and `tags` hold names that `label_ids` knows, or None where they are missing. Other columns may hold
+        None, and are absent (`rows.get(name)`) where the dataset has none.
+
+        Four names are reserved:
+
+        - `row`: int for each encoded row: which of `rows` (its index in this batch) it was made of. Needed unless
+          every row gives exactly one encoded row. `collate` sees it as the row's index in the whole split.
+        - `truncated`: bool for each encoded row: something of it was cut off and is lost. Counted and removed; the
+          share of such rows is reported.
+        - `length`: int for each encoded row: its size in tokens, for batches of similar length; without it, that of
+          `input_ids`. Removed.
+        - `bad`: a list, of any length, of (index in `rows`, reason): rows that cannot be used, such as
+          `(3, "the answer is not in its context")`. The caller names their files and lines, and refuses or skips them as
+          `dataset.on_bad_row` says; what they gave is dropped. Removed.
+
+        A row that gives nothing and is not bad is reported as left out, never refused.
+        """
         ...
 
     def collate(self, rows: list[Row], tokenizer: Any) -> Batch:
@@ -38,12 +64,19 @@ class Task(Protocol):
         """Run a transformers model over a batch."""
         ...
 
-    def score(self, signal: Signal, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
-        """Return sums that add up over batches and processes, and the predictions int64 `[items]`."""
+    def answer(self, model: Model, batch: Batch) -> Answers:
+        """Let a model answer a batch: columns with one entry for each row.
+
+        "prediction" is what two models agree on or not: a number, a text, or a list of numbers for each row.
+        """
         ...
 
-    def metrics(self, sums: dict[str, Tensor]) -> dict[str, float]:
-        """Turn added-up sums into metrics."""
+    def merge(self, answers: Answers) -> Answers:
+        """Put the answers of all rows of a split together where several rows are one example."""
+        return answers
+
+    def metrics(self, answers: Answers) -> dict[str, float]:
+        """Judge answers of any rows (all of them, or a resample): metric → value. Reads `metric_columns` only."""
         ...
 
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from distillkit.errors import UserError
+from distillkit.metrics.likelihood import likelihood_metrics
 from distillkit.models.head import head_signal
-from distillkit.signals import Batch, Signal, chunks
-from distillkit.tasks.base import Row, attention_mask, pad
+from distillkit.signals import Batch, Model, Signal
+from distillkit.tasks.base import Answers, Row, Task, attention_mask, pad
+from distillkit.tasks.likelihood import likelihood_answers
 
 
-class CausalLM:
+class CausalLM(Task):
     """Next-token prediction on `text`, or on the `completion` that follows a `prompt`.
 
     A text longer than `max_length` is cut into consecutive pieces; an end-of-text token follows the last one, unless
@@ -30,6 +31,7 @@ class CausalLM:
     required_columns = (("text",), ("prompt", "completion"))
     best_metric = "loss"
     metric_names = ("loss", "perplexity", "accuracy")
+    metric_columns = ("loss", "hits", "items")
     has_classes = False
 
     def __init__(self, max_length: int = 512, min_length: int = 2) -> None:
@@ -90,23 +92,12 @@ class CausalLM:
         """Run the model up to its output head: `HeadLogits` over the items."""
         return head_signal(model, batch)
 
-    def score(self, signal: Signal, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
-        """Return the summed negative log-likelihood (nats), hits and items, and the most likely tokens."""
-        assert signal.logits is not None
-        predictions, loss = [], torch.zeros((), dtype=torch.float64, device=batch.labels.device)
-        for start, stop in chunks(len(signal.logits), signal.logits.classes):
-            logits, labels = signal.logits.rows(start, stop).float(), batch.labels[start:stop]
-            predictions.append(logits.argmax(dim=-1))
-            loss += (logits.logsumexp(dim=-1) - logits.gather(1, labels.unsqueeze(1)).squeeze(1)).double().sum()
-        predicted = torch.cat(predictions) if predictions else batch.labels
-        hits = (predicted == batch.labels).sum()
-        return {"loss": loss, "hits": hits, "items": torch.tensor(len(predicted), device=hits.device)}, predicted
+    def answer(self, model: Model, batch: Batch) -> Answers:
+        """Return what each row's tokens cost (nats), hits, and the most likely tokens."""
+        logits = model(batch).logits
+        assert logits is not None
+        return likelihood_answers(logits, batch)
 
-    def metrics(self, sums: dict[str, Tensor]) -> dict[str, float]:
+    def metrics(self, answers: Answers) -> dict[str, float]:
         """Return nats a token, perplexity and next-token accuracy, over all tokens alike."""
-        loss = sums["loss"] / sums["items"]
-        return {
-            "loss": loss.item(),
-            "perplexity": loss.exp().item(),
-            "accuracy": (sums["hits"] / sums["items"]).item(),
-        }
+        return likelihood_metrics(answers["loss"], answers["hits"], answers["items"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import fsum
 from typing import Any
 
 import torch
@@ -10,11 +11,12 @@ from torch.nn import functional
 from transformers import AutoModelForSequenceClassification
 
 from distillkit.errors import UserError
-from distillkit.signals import IGNORE, Batch, DenseLogits, Signal
-from distillkit.tasks.base import Row, attention_mask, pad
+from distillkit.metrics.classification import classification_metrics
+from distillkit.signals import IGNORE, Batch, DenseLogits, Model, Signal
+from distillkit.tasks.base import Answers, Row, Task, attention_mask, pad
 
 
-class SequenceClassification:
+class SequenceClassification(Task):
     """One label for each row of `text` (and `text_pair`).
 
     Args:
@@ -25,6 +27,7 @@ class SequenceClassification:
     required_columns = (("text",),)
     best_metric = "accuracy"
     metric_names = ("accuracy", "macro_f1", "loss")
+    metric_columns = ("label", "prediction", "loss")
     has_classes = True
 
     def __init__(self, max_length: int = 128) -> None:
@@ -71,31 +74,26 @@ class SequenceClassification:
         """Run the model: logits `[batch, classes]`."""
         return Signal(DenseLogits(model(**batch.inputs).logits))
 
-    def score(self, signal: Signal, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
-        """Return the confusion matrix `[label, predicted]`, the loss sum, and the predictions."""
-        assert signal.logits is not None
-        logits = signal.logits.rows(0, len(signal.logits)).float()
-        predictions = logits.argmax(dim=-1)
-        known = batch.labels != IGNORE
-        labels, classes = batch.labels[known], logits.shape[1]
-        cells = torch.bincount(labels * classes + predictions[known], minlength=classes**2)
-        loss = functional.cross_entropy(logits[known], labels, reduction="sum")
-        return {"confusion": cells.view(classes, classes), "loss": loss.double()}, predictions
-
-    def metrics(self, sums: dict[str, Tensor]) -> dict[str, float]:
-        """Return accuracy, macro F1 (over classes that occur as label or prediction) and mean cross-entropy."""
-        confusion = sums["confusion"].double()
-        items = confusion.sum()
-        if items == 0:
-            raise UserError("no row has a label to evaluate on", where="dataset.columns.label")
-        hits, true, predicted = confusion.diagonal(), confusion.sum(dim=1), confusion.sum(dim=0)
-        occurs = (true + predicted) > 0
-        f1 = 2 * hits[occurs] / (true + predicted)[occurs]
+    def answer(self, model: Model, batch: Batch) -> Answers:
+        """Return each row's label, predicted class, cross-entropy (NaN without a label) and probabilities."""
+        logits = model(batch).logits
+        assert logits is not None
+        values = logits.rows(0, len(logits)).float()
+        losses = functional.cross_entropy(values, batch.labels, reduction="none", ignore_index=IGNORE)
         return {
-            "accuracy": (hits.sum() / items).item(),
-            "macro_f1": f1.mean().item(),
-            "loss": (sums["loss"] / items).item(),
+            "label": batch.labels.tolist(),
+            "prediction": values.argmax(dim=-1).tolist(),
+            "loss": losses.masked_fill(batch.labels == IGNORE, torch.nan).tolist(),
+            "probabilities": list(values.detach().softmax(dim=-1).cpu().numpy()),
         }
+
+    def metrics(self, answers: Answers) -> dict[str, float]:
+        """Return accuracy, macro F1 (over classes that occur as label or prediction) and mean cross-entropy."""
+        known = [index for index, label in enumerate(answers["label"]) if label != IGNORE]
+        if not known:
+            raise UserError("no row has a label to evaluate on", where="dataset.columns.label")
+        label, prediction, loss = ([answers[name][index] for index in known] for name in self.metric_columns)
+        return classification_metrics(label, prediction) | {"loss": fsum(loss) / len(loss)}
 
 
 def _recorded(logits: list[list[float] | None]) -> tuple[Tensor, Tensor]:

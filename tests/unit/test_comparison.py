@@ -15,6 +15,7 @@ def compared(**changes) -> Compared:
         "path": "folder",
         "metrics": {"accuracy": 0.9, "loss": 0.25},
         "kept": 1.0,
+        "agreement": None,
         "parameters": 1_500_000,
         "nonzeros": 1_500_000,
         "bytes": 6_000_000,
@@ -39,8 +40,9 @@ def test_speed_and_sparsity_have_columns_where_there_are_any():
     models = {
         "teacher": compared(latency_ms=12.34, rows_per_second=1234.5),
         "pruned": compared(
-            metrics={"accuracy": 0.8, "loss": 0.5, "agreement": 0.75},
+            metrics={"accuracy": 0.8, "loss": 0.5},
             kept=0.889,
+            agreement=0.75,
             parameters=2_000,
             nonzeros=500,
             bytes=None,

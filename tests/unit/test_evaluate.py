@@ -14,8 +14,10 @@ from torch.nn import functional
 
 from distillkit.data.encode import Encoded, encode
 from distillkit.data.files import FileDataset
-from distillkit.evaluation.evaluate import evaluate
+from distillkit.evaluation import evaluate as evaluation
+from distillkit.evaluation.evaluate import agreement, evaluate
 from distillkit.signals import IGNORE, Batch, DenseLogits, Signal
+from distillkit.tasks.base import Answers
 from distillkit.tasks.sequence_classification import SequenceClassification
 from tests.tiny import accelerator, classifier, encoded, language_model, rows, tokenizer, write_jsonl
 
@@ -41,16 +43,16 @@ class Guess:
         return Signal(DenseLogits(functional.one_hot(length % 3, 4) * 3.0))
 
 
-def known(data: Encoded, predictions: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    order = np.argsort(data.lengths, kind="stable")[::-1]
-    labels = np.array(data.rows["label"])[order]
-    return labels[labels != IGNORE], predictions.numpy()[labels != IGNORE]
+def known(data: Encoded, answers: Answers) -> tuple[np.ndarray, np.ndarray]:
+    labels = np.array(data.rows["label"][:])
+    assert answers["label"] == labels.tolist()
+    return labels[labels != IGNORE], np.array(answers["prediction"])[labels != IGNORE]
 
 
 def test_accuracy_and_macro_f1_are_those_of_scikit_learn(three_of_four):
     outcome = evaluate(Guess(), SequenceClassification(), three_of_four, 8, accelerator())
-    assert len(outcome.predictions) == 45
-    labels, predictions = known(three_of_four, outcome.predictions)
+    assert len(outcome.answers["prediction"]) == 45
+    labels, predictions = known(three_of_four, outcome.answers)
     assert len(labels) == 39
     assert outcome.metrics["accuracy"] == pytest.approx(sklearn_metrics.accuracy_score(labels, predictions))
     expected = sklearn_metrics.f1_score(labels, predictions, average="macro")
@@ -69,7 +71,7 @@ def test_a_class_that_is_predicted_but_never_true_counts_as_zero_f1(three_of_fou
             return Signal(DenseLogits(logits))
 
     outcome = evaluate(Last(), SequenceClassification(), three_of_four, 8, accelerator())
-    labels, predictions = known(three_of_four, outcome.predictions)
+    labels, predictions = known(three_of_four, outcome.answers)
     expected = sklearn_metrics.f1_score(labels, predictions, average="macro", zero_division=0)
     assert outcome.metrics["macro_f1"] == pytest.approx(expected)
 
@@ -94,39 +96,43 @@ def test_perplexity_does_not_depend_on_the_batch_size(tmp_path):
 def test_agreement_is_the_share_of_equal_predictions(tmp_path):
     one, other = (language_model(seed=seed).eval() for seed in (0, 1))
     data = encoded(tmp_path, one.task)
-    reference = evaluate(one, one.task, data, 8, accelerator())
-    assert "agreement" not in reference.metrics
-    outcome = evaluate(other, one.task, data, 8, accelerator(), reference.predictions)
-    share = (outcome.predictions == reference.predictions).double().mean().item()
-    assert outcome.metrics["agreement"] == pytest.approx(share)
-    assert evaluate(one, one.task, data, 8, accelerator(), reference.predictions).metrics["agreement"] == 1.0
+    first, second = (evaluate(model, one.task, data, 8, accelerator()).answers for model in (one, other))
+    flat = [np.concatenate(answers["prediction"]) for answers in (first, second)]
+    assert agreement(first, second) == pytest.approx((flat[0] == flat[1]).mean())
+    assert agreement(first, first) == 1.0
 
 
 def test_agreement_counts_rows_without_a_label_too(three_of_four):
+    answers = evaluate(Guess(), SequenceClassification(), three_of_four, 8, accelerator()).answers
+    other = {"prediction": [3] * 9 + answers["prediction"][9:]}
+    assert agreement(answers, other) == pytest.approx(36 / 45)
+
+
+def test_only_what_the_metrics_need_is_exchanged(three_of_four):
     task = SequenceClassification()
-    reference = evaluate(Guess(), task, three_of_four, 8, accelerator()).predictions.clone()
-    reference[:9] = 3
-    outcome = evaluate(Guess(), task, three_of_four, 8, accelerator(), reference)
-    assert outcome.metrics["agreement"] == pytest.approx(36 / 45)
+    lean = evaluate(Guess(), task, three_of_four, 8, accelerator(), keep_answers=False)
+    assert set(lean.answers) == {"label", "prediction", "loss"}
+    assert lean.metrics == evaluate(Guess(), task, three_of_four, 8, accelerator()).metrics
 
 
-def test_more_processes_than_batches(tmp_path):
-    """The others' sums are added by the real reduction; alone, this share is empty."""
-    live = classifier().eval()
-    data = encoded(tmp_path, live.task)
+def test_answers_of_all_processes_come_in_the_order_of_the_rows(three_of_four, monkeypatch):
+    """Three shares, one of them empty: as if three processes had looked at ten batches or fewer."""
+    task = SequenceClassification()
+    whole = evaluate(Guess(), task, three_of_four, 30, accelerator())
+    shares: list = [([], {})]
 
-    class Second:
-        process_index, num_processes, device = 1, 2, torch.device("cpu")
+    class Alone:
+        num_processes, device = 3, torch.device("cpu")
 
-        def autocast(self):
-            return torch.enable_grad()
+        def __init__(self, rank):
+            self.process_index = rank
 
-        def reduce(self, value, reduction):
-            return value + 1
-
-    outcome = evaluate(live, live.task, data, 64, Second())
-    assert len(outcome.predictions) == 0
-    assert outcome.metrics["accuracy"] == 0.5  # of a confusion matrix with 1 in each of its four cells
+    monkeypatch.setattr(evaluation, "gather_object", lambda share: shares.extend(share) or shares)
+    for rank in (1, 0):
+        outcome = evaluate(Guess(), task, three_of_four, 30, Alone(rank), keep_answers=False)
+    assert outcome.metrics == whole.metrics
+    assert outcome.answers["label"] == whole.answers["label"]
+    assert outcome.answers["prediction"] == whole.answers["prediction"]
 
 
 @pytest.mark.parametrize("kind", ["classifier", "language model"])

@@ -148,14 +148,16 @@ def test_scores_of_a_language_model_are_those_of_float64():
     live = language_model().eval()
     batch = collate(live.task, text=TEXTS)
     with torch.no_grad():
-        sums, predictions = live.task.score(live(batch), batch)
+        answers = live.task.answer(live, batch)
         logits = live.model(**batch.inputs).logits[batch.counted].double()
     nll = functional.cross_entropy(logits, batch.labels)
-    metrics = live.task.metrics(sums)
+    metrics = live.task.metrics(answers)
     assert metrics["loss"] == pytest.approx(nll.item(), rel=1e-6)
     assert metrics["perplexity"] == pytest.approx(nll.exp().item(), rel=1e-6)
     assert metrics["accuracy"] == pytest.approx((logits.argmax(-1) == batch.labels).double().mean().item())
-    assert predictions.tolist() == logits.argmax(-1).tolist()
+    assert [token for row in answers["prediction"] for token in row] == logits.argmax(-1).tolist()
+    items = [len(TOKENIZER(text)["input_ids"]) for text in TEXTS]  # and the end less the first
+    assert answers["items"] == [len(row) for row in answers["prediction"]] == items
 
 
 def test_pairs_and_recorded_logits():
@@ -178,7 +180,7 @@ def test_evaluating_rows_without_any_label_is_refused():
     live = classifier().eval()
     batch = collate(live.task, text=TEXTS, label=[None, None, None])
     with pytest.raises(UserError, match="no row has a label"):
-        live.task.metrics(live.task.score(live(batch), batch)[0])
+        live.task.metrics(live.task.answer(live, batch))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,41 @@
+"""Answers of tasks over a vocabulary: what each row's counted tokens cost, and which tokens were expected instead."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from distillkit.signals import Batch, Logits, chunks
+from distillkit.tasks.base import Answers
+
+
+def likelihood_answers(logits: Logits, batch: Batch) -> Answers:
+    """Return "loss" (summed nats), "hits", "items" and "prediction" (token ids) of each row, chunk by chunk.
+
+    Args:
+        logits: Over the items of the batch.
+        batch: Its `counted` is `[batch, length]`.
+    """
+    losses, predicted = [], []
+    for start, stop in chunks(len(logits), logits.classes):
+        rows, labels = logits.rows(start, stop).float(), batch.labels[start:stop]
+        predicted.append(rows.argmax(dim=-1))
+        losses.append((rows.logsumexp(dim=-1) - rows.gather(1, labels.unsqueeze(1)).squeeze(1)).double())
+    items = batch.counted.sum(dim=1).tolist()
+    loss, prediction = (_rows(parts, items) for parts in (losses, predicted))
+    hits = [
+        int((tokens == labels).sum())
+        for tokens, labels in zip(prediction, batch.labels.cpu().split(items), strict=True)
+    ]
+    return {
+        "loss": [float(row.sum()) for row in loss],
+        "hits": hits,
+        "items": items,
+        "prediction": [row.to(torch.int32).numpy() for row in prediction],
+    }
+
+
+def _rows(parts: list[Tensor], items: list[int]) -> list[Tensor]:
+    """Split what was computed item by item into rows."""
+    whole = torch.cat(parts).cpu() if parts else torch.zeros(0)
+    return list(whole.split(items))
