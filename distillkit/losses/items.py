@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from distillkit.signals import Batch
@@ -41,16 +41,6 @@ def exact(tensor: Tensor) -> Tensor:
 def full_precision(batch: Batch) -> torch.autocast:
     """Switch autocast off while a loss is computed."""
     return torch.autocast(batch.counted.device.type, enabled=False)
-
-
-def average(parts: Iterable[Tensor], places: int) -> Tensor:
-    """Add scalars up and divide by the number of mapped layers."""
-    return torch.stack(list(parts)).sum() / places
-
-
-def fresh(modules: Iterable[nn.Module]) -> nn.ModuleList:
-    """Make a list of modules: a loss that is bound again must not keep the old ones."""
-    return nn.ModuleList(modules)
 
 
 def at_once(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:

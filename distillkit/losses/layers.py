@@ -7,11 +7,11 @@ from distillkit.errors import UserError, did_you_mean
 MAPS = ("uniform", "last", "first", "skip")
 
 
-def check_layers(layers: str | list[list[int]]) -> None:
-    """Refuse what is no layer map for any depths."""
+def check_layers(layers: str | list[list[int]], *others: str) -> None:
+    """Refuse what is no layer map for any depths, nor one of the other names that a loss knows."""
     if isinstance(layers, str):
-        if layers not in MAPS:
-            fix = did_you_mean(layers, list(MAPS)) or f"use {', '.join(MAPS)} or pairs"
+        if layers not in (*MAPS, *others):
+            fix = f"{did_you_mean(layers, [*MAPS, *others])} (or pairs [[student's, teacher's], …])"
             raise UserError(f"unknown layer map '{layers}'", where="layers", fix=fix)
     elif not layers or any(len(pair) != 2 for pair in layers):
         raise UserError(f"must be pairs [[student's layer, teacher's layer], …], got {layers}", where="layers")

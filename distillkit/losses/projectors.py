@@ -16,7 +16,8 @@ def projector(kind: Projector | None, student: int, teacher: int) -> nn.Module:
     """Return what maps student's features `[…, student]` to `[…, teacher]`: the identity where the widths agree.
 
     Args:
-        kind: "linear" (with bias), "orthogonal" (W Wᵀ = 1 or Wᵀ W = 1, no bias), or None to refuse unequal widths.
+        kind: "linear" (with bias); "orthogonal" (no bias; W `[teacher, student]` with Wᵀ W = 1, or W Wᵀ = 1 if the
+            student is wider, at every step); or None to refuse unequal widths.
         student: Width of the student's features.
         teacher: Width of the teacher's.
     """
@@ -26,5 +27,6 @@ def projector(kind: Projector | None, student: int, teacher: int) -> nn.Module:
         fix = "set projector: linear or orthogonal"
         raise UserError(f"the student is {student} wide and the teacher {teacher}", where="projector", fix=fix)
     if kind == "orthogonal":
-        return orthogonal(nn.Linear(student, teacher, bias=False))
+        # torch's choice for rectangles, "householder", takes seconds a step and turns to zero under weight decay.
+        return orthogonal(nn.Linear(student, teacher, bias=False), orthogonal_map="cayley")
     return nn.Linear(student, teacher)
