@@ -30,6 +30,17 @@ class Schedule(StrEnum):
 
 
 @dataclass
+class LoraSettings:
+    """Low-rank adapters beside the linear maps of the student's layers, merged into them in the end."""
+
+    rank: int | None = None  # null: no adapters
+    alpha: float = 16.0  # what an adapter adds is multiplied by alpha / rank
+    dropout: float = 0.0  # of an adapter's input
+    targets: Any = None  # a pattern of module names, or a list of these; null: every linear map in the layers
+    keep_adapter: bool = False  # also write <output_dir>/adapter, for peft
+
+
+@dataclass
 class TrainSettings:
     """How `train` (and a retraining step of `compress`) optimises."""
 
@@ -39,6 +50,11 @@ class TrainSettings:
     max_steps: int | None = None  # optimiser steps; wins over epochs
     epochs: float = 3.0
     learning_rate: float = 5e-5
+    head_learning_rate: float | None = None  # of what lies outside the pretrained base model; null: learning_rate
+    layer_decay: float = 1.0  # what the rate is multiplied by from each level to the next lower one
+    freeze: Any = None  # N: the embeddings and the lowest N layers; a name pattern; a list of these
+    unfreeze: float | None = None  # thaw from the top down: below 1: within this share of all steps; from 1: steps
+    lora: LoraSettings = field(default_factory=LoraSettings)
     weight_decay: float = 0.01  # never on norms and biases
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     epsilon: float = 1e-8
@@ -52,6 +68,8 @@ class TrainSettings:
     evaluate_batch_size: int = 64
     best_metric: str | None = None  # "loss", "accuracy", …; null: the task's own
     keep_best: bool = True  # export the best evaluated weights, not the last ones
+    patience: int | None = None  # stop after so many evaluations in a row that are not better; null: never
+    min_delta: float = 0.0  # by more than this is better, to patience
     checkpoint_every: int | None = 500  # steps; null: never
     keep_checkpoints: int = 2
     log_every: int = 10
@@ -59,14 +77,24 @@ class TrainSettings:
 
 @dataclass
 class EvaluateSettings:
-    """What `eval` compares, on which rows, and how it is timed."""
+    """What `eval` compares, on which rows, and what is measured of every model."""
 
     models: dict[str, str] = field(default_factory=dict)  # name → folder or hub id; the first is the teacher
     split: str = "validation"
     batch_size: int = 64
     limit: int | None = None  # rows
-    speed: bool = True
-    speed_batch_size: int = 32  # rows of the throughput measurement; latency is at 1
+    baseline: str | None = None  # the model trained without a teacher; null: one named alone or baseline
+    resamples: int = 1000  # of the examples, for intervals and p-values; 0: neither
+    resample_seconds: float = 60.0  # no further resample is begun after so long
+    seed: int = 0  # of the resamples
+    divergence: bool = True  # over a vocabulary: one more pass over the rows, for KL to the teacher and calibration
+    differences: int = 50  # examples of each model in differences.jsonl
+    samples: int = 3  # texts that language models go on with; 0: none
+    sample_tokens: int = 32  # of each continuation
+    prompts: list[str] = field(default_factory=list)  # to go on with; none: the beginnings of the first rows
+    memory: bool = True  # measure peak memory, each model in a process of its own
+    speed: bool = True  # measure latency and throughput
+    speed_batch_sizes: list[int] = field(default_factory=lambda: [8, 32])  # of the throughput; latency is at 1
     speed_rounds: int = 7
 
 

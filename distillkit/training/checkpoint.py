@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
 
 from distillkit.errors import UserError
+from distillkit.training.stopping import Patience
 
 MANIFEST = "manifest.json"
 BEST = "best.safetensors"  # weights of the best evaluation, until the run is finished
@@ -31,6 +32,7 @@ class Progress:
         window_counts: Items of each since then, of all processes `[terms]`.
         best_step: The step with the best evaluation so far; None before the first.
         best_value: Its metric.
+        patience: What early stopping remembers.
     """
 
     step: int
@@ -38,6 +40,7 @@ class Progress:
     window_counts: Tensor
     best_step: int | None = None
     best_value: float | None = None
+    patience: Patience = field(default_factory=Patience)
 
 
 def save_checkpoint(
@@ -72,6 +75,7 @@ def save_checkpoint(
             "window_counts": progress.window_counts.tolist(),
             "best_step": progress.best_step,
             "best_value": progress.best_value,
+            "patience": asdict(progress.patience),
             "groups": groups,
             "scaler": None if accelerator.scaler is None else accelerator.scaler.state_dict(),
         }
@@ -106,7 +110,8 @@ def load_checkpoint(
     elif accelerator.is_main_process:
         every = [load_file(path / f"process-{rank}.safetensors") for rank in range(state["processes"])]
         sums = torch.stack([part["window_sums"] for part in every]).sum(dim=0).to(device)
-    return Progress(state["step"], sums, counts, state["best_step"], state["best_value"])
+    patience = Patience(**state["patience"])
+    return Progress(state["step"], sums, counts, state["best_step"], state["best_value"], patience)
 
 
 def checkpoints(folder: Path) -> list[Path]:

@@ -23,8 +23,10 @@ from distillkit.schema import TrainSettings
 from distillkit.signals import Batch, Model, Signal
 from distillkit.tasks.base import higher_is_better
 from distillkit.training import checkpoint
-from distillkit.training.optimizer import learning_rate, make_optimizer
+from distillkit.training.optimizer import learning_rate, make_optimizer, set_learning_rate
 from distillkit.training.records import Records
+from distillkit.training.stopping import agreed, check_patience
+from distillkit.training.tuning import Tuning
 
 
 class Trainee(nn.Module):
@@ -51,6 +53,8 @@ class FitResult:
     best_metric: str
     seconds: float
     items: float
+    stopped_early: bool
+    trained_parameters: int
 
 
 @dataclass
@@ -71,6 +75,7 @@ class Run:
     best_metric: str = "loss"
     after_step: Callable[[], None] | None = None
     resume_from: Path | None = None
+    adapter: Path | None = None  # where to write LoRA's adapters before they are merged
 
 
 def planned_steps(rows: int, settings: TrainSettings) -> int:
@@ -87,10 +92,16 @@ class _Fit:
     def __init__(self, run: Run) -> None:
         self.run = run
         settings, accelerator = run.settings, run.accelerator
-        self.trainee = Trainee(run.student, run.objective).to(accelerator.device)
-        self.module, self.optimizer = accelerator.prepare(self.trainee, make_optimizer(self.trainee, settings))
-        self.plan = BatchPlan(run.data.lengths, settings.batch_size, settings.seed, settings.group_by_length)
+        check_patience(settings, run.evaluate is not None)
         self.steps = planned_steps(len(run.data), settings)
+        student, row = run.student.to(accelerator.device), run.data.batch([0]).to(accelerator.device)
+        self.tuning = Tuning(student, settings, row, self.steps)
+        self.tuning.prepare(accelerator)
+        self.trainee = Trainee(student, run.objective).to(accelerator.device)
+        optimizer = make_optimizer(self.trainee, settings, self.tuning.scales)
+        self.module, self.optimizer = accelerator.prepare(self.trainee, optimizer)
+        grouped = settings.group_by_length and not run.data.packed  # packing needs texts of all lengths
+        self.plan = BatchPlan(run.data.lengths, settings.batch_size, settings.seed, grouped)
         self.evaluate_every = settings.evaluate_every or max(self.plan.steps_per_epoch, ceil(self.steps / 10))
         share = ceil(settings.batch_size / accelerator.num_processes)
         self.micro_batch_size = min(settings.micro_batch_size or share, share)
@@ -111,21 +122,29 @@ class _Fit:
         with run.records.progress(run.title, self.steps) as display, ThreadPoolExecutor(1) as background:
             for step, micros, counts in self._prefetch(first, background):
                 self.trainee.train()
+                self.tuning.advance(step)
                 norm = self._step(step, micros, counts)
                 self.progress.step = step + 1
                 status = self._log(norm, started) if self._due(self.run.settings.log_every) else None
                 display.update(step + 1, status)
                 if run.evaluate is not None and self._due(self.evaluate_every):
                     self._evaluate(run.evaluate)
+                if self.progress.patience.ends(run.settings.patience):
+                    if not self._due(run.settings.log_every):
+                        self._log(norm, started)
+                    break
                 every = run.settings.checkpoint_every
                 if every is not None and step + 1 < self.steps and (step + 1) % every == 0:
                     self._save_checkpoint()
-        if run.evaluate is not None and run.settings.keep_best and self.progress.best_step not in (None, self.steps):
+        progress = self.progress
+        if run.evaluate is not None and run.settings.keep_best and progress.best_step not in (None, progress.step):
             run.accelerator.wait_for_everyone()
             checkpoint.load_weights(self.trainee, self._best_path)
+        self.tuning.finish(run.adapter if run.accelerator.is_main_process else None)
         seconds = time.monotonic() - started
-        progress = self.progress
-        return FitResult(progress.step, progress.best_step, progress.best_value, run.best_metric, seconds, self.items)
+        best = (progress.best_step, progress.best_value, run.best_metric)
+        early = progress.step < self.steps
+        return FitResult(progress.step, *best, seconds, self.items, early, self.tuning.size)
 
     def _due(self, every: int) -> bool:
         return self.progress.step % every == 0 or self.progress.step == self.steps
@@ -144,7 +163,8 @@ class _Fit:
         pieces = micro_batches(
             self.plan.rows(step), accelerator.process_index, accelerator.num_processes, self.micro_batch_size
         )
-        micros = [replace(self.run.data.batch(rows), real=real) for rows, real in pieces]
+        draw = (self.run.settings.seed, step)
+        micros = [replace(self.run.data.batch(rows, draw), real=real) for rows, real in pieces]
         own = [self.run.objective.counts(micro) for micro in micros if micro.real]
         return micros, torch.stack(own).sum(dim=0) if own else torch.zeros(len(self.run.objective.names)).double()
 
@@ -153,9 +173,7 @@ class _Fit:
         run, accelerator = self.run, self.run.accelerator
         run.objective.advance(step / self.steps)
         counts = accelerator.reduce(counts.to(accelerator.device), reduction="sum")
-        rate = learning_rate(step, self.steps, run.settings)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        set_learning_rate(self.optimizer, learning_rate(step, self.steps, run.settings))
         sums = torch.zeros_like(self.progress.window_sums)
         for index, micro in enumerate(micros):
             last = index == len(micros) - 1
@@ -182,6 +200,7 @@ class _Fit:
             with accelerator.autocast():
                 taught = self.run.teacher(batch)
         loss, sums = self.module(batch, taught, counts)
+        self.tuning.check(loss)
         # The wrapper averages gradients over the processes; `counts` already spans them.
         accelerator.backward(loss * (accelerator.num_processes * float(micro.real)))
         return sums if micro.real else torch.zeros_like(sums)
@@ -209,8 +228,10 @@ class _Fit:
         self.trainee.eval()
         metrics = evaluate(run.student)
         run.records.write("evaluate", progress.step, metrics)
-        value, best = metrics[run.best_metric], progress.best_value
-        if best is None or (value > best if higher_is_better(run.best_metric) else value < best):
+        value = agreed(metrics[run.best_metric], run.accelerator)
+        best, higher = progress.best_value, higher_is_better(run.best_metric)
+        progress.patience.see(value, higher, run.settings.min_delta)
+        if best is None or (value > best if higher else value < best):
             progress.best_step, progress.best_value = progress.step, value
             if run.settings.keep_best and run.accelerator.is_main_process:
                 checkpoint.save_weights(self.trainee, self._best_path)

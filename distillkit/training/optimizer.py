@@ -2,30 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import cos, pi
 
 import torch
 from torch import nn
 
-from distillkit.errors import UserError
 from distillkit.schema import Schedule, TrainSettings
 
 
-def make_optimizer(module: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
-    """Build AdamW; parameters of fewer than two dimensions (norms, biases) do not decay."""
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": settings.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
+def make_optimizer(
+    module: nn.Module, settings: TrainSettings, scales: Mapping[nn.Parameter, float] | None = None
+) -> torch.optim.AdamW:
+    """Build AdamW; parameters of fewer than two dimensions (norms, biases) do not decay.
+
+    Args:
+        module: What is trained: its parameters that require a gradient.
+        settings: Of the run.
+        scales: What the learning rate is multiplied by, where that is not 1. Each group keeps its own as "scale".
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for parameter in module.parameters():
+        if parameter.requires_grad:
+            scale = 1.0 if scales is None else scales.get(parameter, 1.0)
+            decay = settings.weight_decay if parameter.ndim >= 2 else 0.0
+            groups.setdefault((scale, decay), []).append(parameter)
     first, second = settings.betas
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
+        [
+            {"params": groups[scale, decay], "weight_decay": decay, "scale": scale}
+            for scale, decay in sorted(groups, reverse=True)
+        ],
         lr=settings.learning_rate,
         betas=(first, second),
         eps=settings.epsilon,
         fused=True,
     )
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give every group its share of a learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["scale"]
 
 
 def learning_rate(step: int, steps: int, settings: TrainSettings) -> float:
@@ -53,23 +71,9 @@ def learning_rate(step: int, steps: int, settings: TrainSettings) -> float:
 
 def warmup_steps(steps: int, settings: TrainSettings) -> int:
     """Return the number of warm-up steps: a share of all steps if below 1, else the number itself."""
-    return int(settings.warmup if settings.warmup >= 1 else settings.warmup * steps)
+    return share(settings.warmup, steps)
 
 
-def check_settings(settings: TrainSettings) -> None:
-    """Refuse values that cannot work, by their key."""
-    for key in ("batch_size", "learning_rate", "epochs", "log_every", "evaluate_batch_size", "epsilon"):
-        _require(getattr(settings, key) > 0, key, "must be above 0", getattr(settings, key))
-    for key in ("micro_batch_size", "max_steps", "max_grad_norm", "evaluate_every", "checkpoint_every"):
-        value = getattr(settings, key)
-        _require(value is None or value > 0, key, "must be above 0 or null", value)
-    for key in ("weight_decay", "warmup", "final_learning_rate"):
-        _require(getattr(settings, key) >= 0, key, "must not be negative", getattr(settings, key))
-    betas = settings.betas
-    _require(len(betas) == 2 and all(0 <= beta < 1 for beta in betas), "betas", "must be two numbers in [0, 1)", betas)
-    _require(settings.keep_checkpoints >= 1, "keep_checkpoints", "must be at least 1", settings.keep_checkpoints)
-
-
-def _require(fine: bool, key: str, problem: str, value: object) -> None:
-    if not fine:
-        raise UserError(f"{problem}, got {value}", where=f"train.{key}")
+def share(amount: float, steps: int) -> int:
+    """Return a number of steps: `amount` is a share of all steps if below 1, else the number itself."""
+    return int(amount if amount >= 1 else amount * steps)

@@ -19,6 +19,7 @@ from distillkit.training.checkpoint import (
     newest_checkpoint,
     save_checkpoint,
 )
+from distillkit.training.stopping import Patience
 from tests.tiny import accelerator
 
 FILES = ["manifest.json", "optimizer.safetensors", "process-0.safetensors", "state.json", "weights.safetensors"]
@@ -46,6 +47,7 @@ def make(seed: int = 0) -> tuple[Tied, torch.optim.AdamW]:
 def save(folder: Path, step: int, keep: int = 2, seed: int = 0) -> Path:
     module, optimizer = make(seed)
     progress = Progress(step, torch.tensor([0.1, 0.7]), torch.tensor([3.0, 1e9 + 1], dtype=torch.float64), 2, 0.875)
+    progress.patience = Patience(waited=3, mark=0.75)
     return save_checkpoint(folder, module, optimizer, progress, "this run", accelerator(), keep)
 
 
@@ -69,6 +71,7 @@ def test_everything_comes_back_to_the_last_bit(tmp_path):
     for index, state in theirs["state"].items():
         assert all(torch.equal(ours["state"][index][name], value) for name, value in state.items())
     assert (progress.step, progress.best_step, progress.best_value) == (7, 2, 0.875)
+    assert progress.patience == Patience(waited=3, mark=0.75)
     assert progress.window_sums.tolist() == torch.tensor([0.1, 0.7]).tolist()
     assert progress.window_counts.tolist() == [3.0, 1e9 + 1]
 

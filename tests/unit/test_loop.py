@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from distillkit.data.encode import Encoded
 from distillkit.losses.objective import Objective
 from distillkit.losses.task import CrossEntropy
 from distillkit.models.live import LiveModel
-from distillkit.schema import TrainSettings
+from distillkit.schema import LoraSettings, TrainSettings
 from distillkit.signals import IGNORE
 from distillkit.training import loop
 from distillkit.training.checkpoint import newest_checkpoint
@@ -39,7 +40,7 @@ class Spy(torch.optim.SGD):
     def __init__(self, module: torch.nn.Module) -> None:
         self.named = dict(module.named_parameters())
         self.gradients: list[dict[str, torch.Tensor]] = []
-        super().__init__(self.named.values(), lr=0.0)
+        super().__init__([{"params": list(self.named.values()), "scale": 1.0}], lr=0.0)
 
     def step(self, closure=None):
         self.gradients.append({name: parameter.grad.clone() for name, parameter in self.named.items()})
@@ -50,7 +51,7 @@ class Spy(torch.optim.SGD):
 def spy(monkeypatch) -> list[Spy]:
     made: list[Spy] = []
 
-    def make(module, settings):
+    def make(module, settings, scales):
         made.append(Spy(module))
         return made[-1]
 
@@ -102,9 +103,7 @@ def test_terms_are_averaged_over_their_own_items(spy, tmp_path):
     def collate(rows, whole=data.collate):
         batch = whole(rows)
         odd = batch.inputs["attention_mask"].sum(dim=1) % 2 == 1
-        batch.labels[odd] = IGNORE
-        batch.taught[~odd] = False
-        return batch
+        return replace(batch, labels=batch.labels.where(~odd, IGNORE), taught=batch.taught & odd)
 
     data = Encoded(data.rows, data.lengths, collate)
     whole = gradients_of(spy, tmp_path, classifier, data)
@@ -132,17 +131,31 @@ def test_the_same_seed_gives_the_same_run_to_the_last_bit(tmp_path, kind, data):
     assert [event.get("loss") for event in events(tmp_path / "c")] != [event.get("loss") for event in runs[0][0]]
 
 
-def test_a_resumed_run_ends_where_the_whole_one_ends(tmp_path):
+RESUMED = {
+    "plain": {},
+    "frozen": {"freeze": [0, "*.layer.1"]},
+    "thawing": {"unfreeze": 0.75},  # at steps 0, 3, 6 and 8: the checkpoints lie between
+    "rates": {"layer_decay": 0.7, "head_learning_rate": 0.03},
+    "adapters": {"lora": LoraSettings(rank=2, dropout=0.3)},
+    "all": {"lora": LoraSettings(rank=2), "unfreeze": 0.75, "freeze": 1, "layer_decay": 0.7, "patience": 9},
+}
+
+
+@pytest.mark.parametrize("settings", RESUMED.values(), ids=RESUMED)
+def test_a_resumed_run_ends_where_the_whole_one_ends(tmp_path, settings):
     data = encoded(tmp_path / "data", classifier().task)
     common = {"max_steps": 11, "evaluate_every": 2, "checkpoint_every": 3, "log_every": 2, "keep_checkpoints": 9}
+    common |= settings
     whole = classifier(dropout=0.3)
     expected = train(tmp_path / "whole", whole, classifier(seed=7), data, **common)
     resumed = classifier(dropout=0.3)
+    start = weights(resumed)
     run = training(tmp_path / "whole", resumed, classifier(seed=7), data, **common)
     lines = events(tmp_path / "whole")
     for step in (3, 9):
         run.resume_from = tmp_path / "whole" / "checkpoints" / f"step-{step:06d}"
         run.records.rewind(step)
+        resumed.model.load_state_dict(start)  # what is frozen comes from there
         torch.manual_seed(step)  # the random state must come from the checkpoint
         result = fit(run)
         assert events(tmp_path / "whole") == lines
