@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from math import ceil
 from typing import Any, Protocol
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 IGNORE = -100  # label of an item without a hard label
+ABSENT = -1e30  # logit of a class that an item does not have: its probability is 0, and finite, so that 0 · log 0 is 0
 
 
 @dataclass(frozen=True)
@@ -24,10 +26,14 @@ class Batch:
 
     Attributes:
         inputs: Keyword arguments of the model, each `[batch, …]`.
-        counted: bool `[batch]` or `[batch, length]`: which outputs are items.
-        labels: int64 `[items]`: the hard label of each item, `IGNORE` where there is none.
+        counted: bool `[batch]` or `[batch, length]`: which outputs are items. Of extracted answers: which positions are
+            classes of the two items of a row, where the answer starts and where it ends.
+        labels: int64 `[items]`: the hard label of each item, `IGNORE` where there is none; or float `[items, outputs]`:
+            scores, or 1 and 0 for each class, NaN where there is none.
         taught: bool `[items]`: the items about which the teacher says something.
         recorded: float `[items, classes]`: teacher logits that came with the rows, if any.
+        segments: int64 `[batch, length]`: which text each position belongs to, −1 for padding, where several share a
+            row (`distillkit.data.packing`); None where a row is one text.
         extras: Of each row, what answers are judged by and no model reads, such as texts and ids: column → values.
         real: False where the rows are somebody else's and only keep this process in step with the others.
     """
@@ -37,6 +43,7 @@ class Batch:
     labels: Tensor
     taught: Tensor
     recorded: Tensor | None = None
+    segments: Tensor | None = None
     extras: Mapping[str, list[Any]] = field(default_factory=dict)
     real: bool = True
 
@@ -49,6 +56,7 @@ class Batch:
             labels=self.labels.to(device, non_blocking=True),
             taught=self.taught.to(device, non_blocking=True),
             recorded=None if self.recorded is None else self.recorded.to(device, non_blocking=True),
+            segments=None if self.segments is None else self.segments.to(device, non_blocking=True),
         )
 
 
@@ -65,6 +73,10 @@ class DenseLogits:
     def classes(self) -> int:
         """Number of classes."""
         return self.values.shape[1]
+
+    def __getitem__(self, items: slice | Tensor) -> DenseLogits:
+        """Select some items."""
+        return DenseLogits(self.values[items])
 
     def rows(self, start: int, stop: int) -> Tensor:
         """Return the logits `[stop - start, classes]` of some items."""
@@ -97,6 +109,10 @@ class HeadLogits:
         """Size of the vocabulary, padding columns included."""
         return self.weight.shape[0]
 
+    def __getitem__(self, items: slice | Tensor) -> HeadLogits:
+        """Select some items."""
+        return replace(self, hidden=self.hidden[items])
+
     def rows(self, start: int, stop: int) -> Tensor:
         """Compute the logits `[stop - start, vocab]` of some items."""
         hidden = self.hidden[start:stop].to(self.weight.dtype)
@@ -107,8 +123,62 @@ class HeadLogits:
         logits = product if self.scale == 1.0 else product * self.scale
         return logits if self.soft_cap is None else self.soft_cap * torch.tanh(logits / self.soft_cap)
 
+    def unfinish(self, gradient: Tensor, logits: Tensor) -> Tensor:
+        """Turn the gradient with respect to the finished logits into that with respect to the product, in place."""
+        if self.soft_cap is not None:
+            gradient -= gradient * (logits / self.soft_cap).square()
+        return gradient if self.scale == 1.0 else gradient.mul_(self.scale)
 
-Logits = DenseLogits | HeadLogits
+
+@dataclass(frozen=True)
+class SparseLogits:
+    """What a model holds most likely: some classes of each item, and how much is left for all others.
+
+    Attributes:
+        ids: int64 `[items, k]`, each class once; −1 in a slot that holds none.
+        log_probs: `[items, k]`: natural log-probabilities at temperature 1; anything in an empty slot.
+        rest: `[items]`: log of the probability of all classes that are not listed; −inf where it is zero.
+        classes: How many classes the model has.
+        normaliser: `[items]`: log Σ exp(logit), which makes logits of log-probabilities; None if it was not kept.
+    """
+
+    ids: Tensor
+    log_probs: Tensor
+    rest: Tensor
+    classes: int
+    normaliser: Tensor | None = None
+
+    @staticmethod
+    def best(logits: Tensor, k: int) -> SparseLogits:
+        """List the k most likely classes of logits `[items, classes]`."""
+        normaliser = logits.logsumexp(dim=-1)
+        values, ids = logits.topk(k, dim=-1)
+        rest = logits.scatter(-1, ids, -torch.inf).logsumexp(dim=-1) - normaliser
+        return SparseLogits(ids, values - normaliser.unsqueeze(-1), rest, logits.shape[-1], normaliser)
+
+    def __len__(self) -> int:
+        return self.ids.shape[0]
+
+    def __getitem__(self, items: slice | Tensor) -> SparseLogits:
+        """Select some items."""
+        normaliser = None if self.normaliser is None else self.normaliser[items]
+        return SparseLogits(self.ids[items], self.log_probs[items], self.rest[items], self.classes, normaliser)
+
+    @property
+    def each(self) -> Tensor:
+        """Log-probability `[items]` of every class that is not listed, if they share what is left evenly."""
+        others = self.classes - (self.ids >= 0).sum(dim=-1)
+        return self.rest - others.to(self.rest.dtype).log()
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """Return log-probabilities `[stop - start, classes]` of some items; the classes not listed are alike."""
+        some = self[start:stop]
+        listed = some.ids >= 0
+        spread = some.each.unsqueeze(-1).repeat(1, some.classes + 1)  # the last column takes what empty slots hold
+        return spread.scatter(-1, some.ids.where(listed, some.classes), some.log_probs)[:, :-1]
+
+
+Logits = DenseLogits | HeadLogits | SparseLogits
 
 
 @dataclass(frozen=True)
@@ -149,7 +219,8 @@ class Model(Protocol):
 
 
 def chunks(items: int, classes: int, budget: int = 1 << 24) -> Iterator[tuple[int, int]]:
-    """Yield `(start, stop)` over the items so that no chunk's logits exceed `budget` elements."""
-    size = max(1, min(items, budget // max(classes, 1)))
+    """Yield `(start, stop)` over the items, in even chunks whose logits do not exceed `budget` elements."""
+    most = max(1, budget // max(classes, 1))
+    size = max(1, ceil(items / max(1, ceil(items / most))))
     for start in range(0, items, size):
         yield start, min(start + size, items)

@@ -40,7 +40,12 @@ class Loss(nn.Module):
 
 
 class LogitLoss(Loss):
-    """A term that looks at logits item by item, so that it can run chunk by chunk over the items."""
+    """A term that looks at logits item by item, so that it can run chunk by chunk over the items.
+
+    `fits` are the kinds of outputs that it can compare (`Task.output_kind`).
+    """
+
+    fits: frozenset[str] = frozenset({"classes"})
 
     def per_item(self, student: Tensor, teacher: Tensor | None, labels: Tensor) -> Tensor:
         """Return the loss of each item.

@@ -14,15 +14,31 @@ wherever the definition is finite; `ReverseKL`, `SymmetricKL`, `AdaptiveKL`, `Sk
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
+from torch.linalg import vecdot
 
+from distillkit.losses.derivatives import Block, Pair
 from distillkit.losses.schedule import Schedule
-from distillkit.losses.shared import TaughtLoss, floored, fraction, kl, kl_to_mixture, shared_logits, soften
+from distillkit.losses.shared import (
+    TaughtLoss,
+    floored,
+    fraction,
+    kl,
+    kl_to_mixture,
+    log_mixture,
+    shared_logits,
+    soften,
+)
 
 
 class Divergence(TaughtLoss):
     """T^power · D(p, q).
+
+    A kind of divergence is its `between`. Where it also knows its `pull`, the vocabulary pass takes the gradient from
+    that, else from autograd.
 
     Args:
         temperature: T.
@@ -37,6 +53,17 @@ class Divergence(TaughtLoss):
     def between(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         """Return D `[items]` from log-probabilities of teacher and student `[items, classes]`."""
         raise NotImplementedError
+
+    def pull(self, at: Pair) -> tuple[Tensor, Tensor]:
+        """Return D `[items]`, and −∂D / ∂ log q `[items, classes]` with p held, up to a multiple of q."""
+        raise NotImplementedError
+
+    def derive(self, block: Block, scale: float) -> Tensor:
+        """Add scale times the derivative of `per_item` to the block; return nats `[items]`."""
+        at, factor = block.pair(self.temperature), self.temperature**self.power
+        value, pull = self.pull(at)
+        at.student.add(pull, factor * scale)
+        return factor * value
 
     def per_item(self, student: Tensor, teacher: Tensor | None, labels: Tensor) -> Tensor:  # noqa: ARG002
         """Return nats `[items]`, over the classes that both have."""
@@ -59,6 +86,10 @@ class ForwardKL(Divergence):
         """Return KL(p ‖ q)."""
         return kl(floored(log_p), log_q)
 
+    def pull(self, at: Pair) -> tuple[Tensor, Tensor]:
+        """Return Σ p log(p / q) and p."""
+        return vecdot(at.p, floored(at.log_ratio)), at.p
+
 
 class ReverseKL(Divergence):
     """T² · KL(q ‖ p) = T² · Σ q (log q − log p): the student keeps to what the teacher finds likely (Gu et al. 2024).
@@ -70,6 +101,11 @@ class ReverseKL(Divergence):
     def between(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         """Return KL(q ‖ p)."""
         return kl(log_q, log_p)
+
+    def pull(self, at: Pair) -> tuple[Tensor, Tensor]:
+        """Return Σ q log(q / p) and q log(p / q)."""
+        pull = at.q * at.log_ratio
+        return -pull.sum(dim=-1), pull
 
 
 class SoftCrossEntropy(Divergence):
@@ -85,6 +121,10 @@ class SoftCrossEntropy(Divergence):
         """Return −Σ p log q."""
         return -(log_p.exp() * log_q).sum(dim=-1)
 
+    def pull(self, at: Pair) -> tuple[Tensor, Tensor]:
+        """Return −Σ p log q and p."""
+        return at.student.log_total.squeeze(-1) - vecdot(at.p, at.student.shifted), at.p
+
 
 class SymmetricKL(Divergence):
     """T² · ½ (KL(p ‖ q) + KL(q ‖ p)) = T² · ½ Σ (p − q)(log p − log q): half of Jeffreys' divergence.
@@ -98,6 +138,10 @@ class SymmetricKL(Divergence):
     def between(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         """Return the mean of both KLs."""
         return (kl(floored(log_p), log_q) + kl(log_q, log_p)) / 2
+
+    def pull(self, at: Pair) -> tuple[Tensor, Tensor]:
+        """Return ½ Σ (p − q) log(p / q) and ½ (p + q log(p / q))."""
+        return vecdot(at.p - at.q, at.log_ratio) / 2, (at.q * at.log_ratio).add_(at.p).div_(2)
 
 
 class GeneralizedJSD(Divergence):
@@ -124,6 +168,16 @@ class GeneralizedJSD(Divergence):
             return kl(log_q, log_p)
         return kl_to_mixture(log_p, log_q, 1 - self.beta) + kl_to_mixture(log_q, log_p, self.beta)
 
+    def pull(self, at: Pair) -> tuple[Tensor, Tensor]:
+        """Return D and q log(m / q) / β, whose sum is less the student's part of D; it tends to p − q as β → 0."""
+        if self.beta == 0:
+            return vecdot(at.p, floored(at.log_ratio)), at.p
+        pull = at.q * log_mixture(at.log_ratio, self.beta).div_(self.beta)
+        value = -pull.sum(dim=-1)
+        if self.beta < 1:
+            value = value - vecdot(at.p, log_mixture(-at.log_ratio, 1 - self.beta)) / (1 - self.beta)
+        return value, pull
+
 
 class SkewedForwardKL(Divergence):
     """T² · KL(p ‖ α p + (1 − α) q)   (Ko et al. 2024, DistiLLM).
@@ -143,6 +197,11 @@ class SkewedForwardKL(Divergence):
         """Return KL(p ‖ α p + (1 − α) q)."""
         return (1 - self.alpha) * kl_to_mixture(floored(log_p), log_q, 1 - self.alpha)
 
+    def pull(self, at: Pair) -> tuple[Tensor, Tensor]:
+        """Return −Σ p log(m / p) and p s, where s = (1 − α) q / m is the student's share of the mixture."""
+        value = -vecdot(at.p, log_mixture(-floored(at.log_ratio), 1 - self.alpha))
+        return value, _share(-at.log_ratio, 1 - self.alpha).mul_(at.p)
+
 
 class SkewedReverseKL(SkewedForwardKL):
     """T² · KL(q ‖ (1 − α) p + α q)   (Ko et al. 2024, DistiLLM).
@@ -157,6 +216,11 @@ class SkewedReverseKL(SkewedForwardKL):
     def between(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         """Return KL(q ‖ (1 − α) p + α q)."""
         return (1 - self.alpha) * kl_to_mixture(log_q, log_p, 1 - self.alpha)
+
+    def pull(self, at: Pair) -> tuple[Tensor, Tensor]:
+        """Return −Σ q log(m / q) and q (log(m / q) + s), where s = α q / m is the student's share of the mixture."""
+        pull = at.q * log_mixture(at.log_ratio, 1 - self.alpha)
+        return -pull.sum(dim=-1), pull.addcmul_(at.q, _share(-at.log_ratio, self.alpha))
 
 
 class AdaptiveKL(Divergence):
@@ -177,17 +241,23 @@ class AdaptiveKL(Divergence):
 
     def between(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         """Return the mix of both KLs."""
-        share = self.forward_share(log_p, log_q)
+        share = self.forward_share(log_p.exp(), log_q.exp())
         return share * kl(floored(log_p), log_q) + (1 - share) * kl(log_q, log_p)
 
+    def pull(self, at: Pair) -> tuple[Tensor, Tensor]:
+        """Return D and w p + (1 − w) q log(p / q)."""
+        share, reverse = self.forward_share(at.p, at.q), at.q * at.log_ratio
+        value = share * vecdot(at.p, floored(at.log_ratio)) - (1 - share) * reverse.sum(dim=-1)
+        share = share.unsqueeze(-1)
+        return value, reverse.mul_(1 - share).addcmul_(at.p, share)
+
     @torch.no_grad()
-    def forward_share(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+    def forward_share(self, p: Tensor, q: Tensor) -> Tensor:
         """Return w `[items]`."""
-        p = log_p.exp()
         ranked = p.sort(dim=-1, descending=True).values
         size = (ranked.cumsum(dim=-1) < self.head).sum(dim=-1, keepdim=True).clamp(max=p.shape[-1] - 1)
         in_head = p >= ranked.gather(-1, size)
-        error = (p - log_q.exp()).abs()
+        error = (p - q).abs()
         of_head, whole = (error * in_head).sum(dim=-1), error.sum(dim=-1)
         return torch.where(whole > 0, of_head / whole, 0.5)
 
@@ -207,3 +277,14 @@ class TotalVariation(Divergence):
     def between(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         """Return ½ Σ |p − q|."""
         return (log_p.exp() - log_q.exp()).abs().sum(dim=-1) / 2
+
+    def pull(self, at: Pair) -> tuple[Tensor, Tensor]:
+        """Return ½ Σ |p − q| and ½ q sign(p − q)."""
+        change = at.p - at.q
+        return change.abs().sum(dim=-1) / 2, change.sign_().mul_(at.q).div_(2)
+
+
+def _share(log_ratio: Tensor, weight: float) -> Tensor:
+    """Return w a / (w a + (1 − w) b), how much of a mixture is a's, from log(a / b)."""
+    odds = math.inf if weight == 1 else math.log(weight / (1 - weight)) if weight > 0 else -math.inf
+    return (log_ratio + odds).sigmoid_()

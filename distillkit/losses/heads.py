@@ -14,7 +14,7 @@ from torch import Tensor
 from distillkit.errors import UserError
 from distillkit.features import ModelShape
 from distillkit.losses.base import FeatureLoss
-from distillkit.losses.items import at_once, exact, full_precision, token_items, token_mask
+from distillkit.losses.items import at_once, exact, full_precision, seen_keys, token_items, token_mask
 from distillkit.losses.layers import check_layers, layer_pairs
 from distillkit.losses.schedule import Schedule
 from distillkit.losses.shared import kl, soften
@@ -74,7 +74,7 @@ class MapLoss(FeatureLoss):
                 self._between(
                     [student.features[f"layers.{ours}.{part}"] for part in relation],
                     [teacher.features[f"layers.{theirs}.{part}"].detach() for part in relation],
-                    token_mask(batch),
+                    batch,
                 )
                 for (ours, theirs), relation in product(self.pairs, self.relations)
             ]
@@ -93,14 +93,17 @@ class MapLoss(FeatureLoss):
         """
         raise NotImplementedError
 
-    def _between(self, student: Sequence[Tensor], teacher: Sequence[Tensor], tokens: Tensor | None) -> Tensor:
+    def _between(self, student: Sequence[Tensor], teacher: Sequence[Tensor], inputs: Batch) -> Tensor:
         """Sum over the queries of one layer and relation, so many rows at a time that the maps fit the budget."""
+        tokens = token_mask(inputs)
         ours = [self._heads(tensor, self.own_heads[0], tokens) for tensor in student]
         theirs = [self._heads(tensor, self.own_heads[1], tokens) for tensor in teacher]
         batch, _, length, _ = ours[0].shape
         # Without an attention mask the row is the item: the mean over its positions.
         weights = ours[0].new_full((batch, length), 1 / length) if tokens is None else tokens.to(ours[0].dtype)
-        keys = ours[0].new_ones((batch, 1, 1, length), dtype=torch.bool) if tokens is None else tokens[:, None, None]
+        keys = (
+            ours[0].new_ones((batch, 1, 1, length), dtype=torch.bool) if tokens is None else seen_keys(inputs, tokens)
+        )
         budget = CPU_BUDGET if weights.device.type == "cpu" else GPU_BUDGET
         rows = max(1, budget // (max(ours[0].shape[1], theirs[0].shape[1]) * length**2))
         pieces = zip(*(tensor.split(rows) for tensor in (*ours, *theirs, keys, weights)), strict=True)

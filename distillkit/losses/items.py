@@ -14,8 +14,23 @@ from distillkit.signals import Batch
 
 def token_mask(batch: Batch) -> Tensor | None:
     """Return which positions hold tokens: bool `[batch, length]`; None without an attention mask: all of them do."""
+    if batch.segments is not None:
+        return batch.segments >= 0
     mask = batch.inputs.get("attention_mask")
     return None if mask is None else mask.bool()
+
+
+def seen_keys(batch: Batch, tokens: Tensor) -> Tensor:
+    """Return which positions a query may look at in either direction: bool `[batch, 1, 1 or length, length]`.
+
+    Args:
+        batch: Of one text a row, or several.
+        tokens: bool `[batch, length]`: which positions hold tokens.
+    """
+    keys = tokens[:, None, None]
+    if batch.segments is None:
+        return keys
+    return keys & (batch.segments[:, :, None] == batch.segments[:, None])[:, None]
 
 
 def row_mask(batch: Batch) -> Tensor:

@@ -11,8 +11,8 @@ from distillkit.errors import UserError, located
 from distillkit.features import ModelShape
 from distillkit.losses.base import FeatureLoss, LogitLoss, Loss
 from distillkit.losses.schedule import Schedule
-from distillkit.losses.vocabulary import WeightedTerm, vocabulary_pass
-from distillkit.signals import Batch, HeadLogits, Signal, Wanted
+from distillkit.losses.vocabulary import WeightedTerm, logit_terms
+from distillkit.signals import Batch, Signal, Wanted
 
 MEMORY = 100  # optimiser steps over which the balance remembers a term's size
 
@@ -137,7 +137,9 @@ class Objective(nn.Module):
         pointwise = {index: loss for index, loss in enumerate(self._terms()) if isinstance(loss, LogitLoss)}
         if pointwise:
             terms = [WeightedTerm(loss, loss.mask(batch), scales[index]) for index, loss in pointwise.items()]
-            share, parts = _logit_terms(student, teacher, batch, terms)
+            assert student.logits is not None
+            said = None if teacher is None else teacher.logits
+            share, parts = logit_terms(student.logits, said, batch.labels, terms)
             sums |= dict(zip(pointwise, parts.unbind(), strict=True))
         for index, loss in enumerate(self._terms()):
             if isinstance(loss, FeatureLoss):
@@ -167,20 +169,6 @@ class Objective(nn.Module):
 
     def _terms(self) -> list[Loss]:
         return list(self.losses)  # type: ignore[arg-type]
-
-
-def _logit_terms(
-    student: Signal, teacher: Signal | None, batch: Batch, terms: list[WeightedTerm]
-) -> tuple[Tensor, Tensor]:
-    """Return the scaled total and the sum of each term `[terms]`."""
-    assert student.logits is not None
-    taught = None if teacher is None else teacher.logits
-    if isinstance(student.logits, HeadLogits):
-        return vocabulary_pass(student.logits, taught, batch.labels, terms)
-    logits = student.logits.values.float()
-    target = None if taught is None else taught.rows(0, len(taught)).float()
-    sums = torch.stack([(term.loss.per_item(logits, target, batch.labels) * term.mask).sum() for term in terms])
-    return (sums * torch.stack([term.scale for term in terms])).sum(), sums.detach()
 
 
 def _check_term(name: str, term: Any) -> None:

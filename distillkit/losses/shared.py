@@ -7,13 +7,22 @@ from torch import Tensor
 
 from distillkit.errors import UserError
 from distillkit.losses.base import LogitLoss
-from distillkit.signals import Batch
+from distillkit.signals import ABSENT, Batch
 
 EXPONENT = 80.0  # exp of it is finite in float32, and a probability ratio beyond it weighs less than rounding
 
 
 class TaughtLoss(LogitLoss):
-    """A term that compares the student with the teacher, over the items that the teacher speaks about."""
+    """A term that compares the student with the teacher, over the items that the teacher speaks about.
+
+    How it is compared with a teacher that lists only some classes (`distillkit.losses.sparse`): at `temperature`; with
+    all classes that are not listed as one more class if `lumps`, else among the listed ones alone; by logits as they
+    are if `absolute`, else by logits less a constant of each item.
+    """
+
+    temperature = 1.0
+    lumps = True
+    absolute = False
 
     def mask(self, batch: Batch) -> Tensor:
         """Return the items that the teacher speaks about."""
@@ -25,6 +34,11 @@ def shared_logits(student: Tensor, teacher: Tensor | None) -> tuple[Tensor, Tens
     assert teacher is not None
     shared = min(student.shape[-1], teacher.shape[-1])
     return student[..., :shared], teacher[..., :shared].detach()
+
+
+def present(logits: Tensor) -> Tensor:
+    """Tell which classes an item has at all: bool `[items, classes]`; also from logits over a temperature, or log q."""
+    return logits > 1e-10 * ABSENT
 
 
 def soften(logits: Tensor, temperature: float) -> Tensor:
@@ -50,20 +64,29 @@ def kl(log_a: Tensor, log_b: Tensor) -> Tensor:
 def kl_to_mixture(log_a: Tensor, log_b: Tensor, weight: float) -> Tensor:
     """Return KL(a ‖ (1 − w) a + w b) / w `[items]`, with no loss of digits for any w in (0, 1].
 
-    With r = b / a it is −Σ a log(1 + w (r − 1)) / w. For small w the logarithm must be exact relative to w, which
-    log1p is; for w near 1 its argument would cancel where r is small, and r − (1 − w)(r − 1) does not.
-
     Args:
         log_a: Log-probabilities `[items, classes]`; finite if w is 1.
         log_b: Likewise; a class may be −inf in one of them, not in both.
         weight: w, the share of b in the mixture.
     """
+    return -(log_a.exp() * log_mixture(log_b - log_a, weight)).sum(dim=-1) / weight
+
+
+def log_mixture(log_ratio: Tensor, weight: float) -> Tensor:
+    """Return log(((1 − w) a + w b) / a), exact relative to w in (0, 1].
+
+    With r = b / a it is log(1 + w (r − 1)). For small w the logarithm must be exact relative to w, which log1p is;
+    for w near 1 its argument would cancel where r is small, and r − (1 − w)(r − 1) does not.
+
+    Args:
+        log_ratio: log r.
+        weight: w, the share of b in the mixture.
+    """
     if weight == 1:
-        return kl(log_a, log_b)
-    log_r = (log_b - log_a).clamp(-EXPONENT, EXPONENT)
+        return log_ratio
+    log_r = log_ratio.clamp(-EXPONENT, EXPONENT)
     change = log_r.expm1()
-    mixed = (weight * change).log1p() if weight <= 0.5 else (log_r.exp() - (1 - weight) * change).log()
-    return -(log_a.exp() * mixed).sum(dim=-1) / weight
+    return (weight * change).log1p() if weight <= 0.5 else (log_r.exp() - (1 - weight) * change).log()
 
 
 def fraction(value: float, key: str, *, including_one: bool = True) -> float:

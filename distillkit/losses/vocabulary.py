@@ -1,22 +1,25 @@
-"""The pass over the vocabulary: all logit losses of an objective, chunk by chunk, with their gradients.
+"""Logit losses, each over the items that it counts; those of a language model all in one pass over the vocabulary.
 
-`[items, vocab]` never exists as a whole: a chunk of items is multiplied with both heads, every term and its
-gradient with respect to the chunk's logits is computed, and the gradients are added to those of the hidden
-states and of the head. So memory does not grow with the number of items.
+`[items, vocab]` never exists as a whole: a chunk of items is multiplied with both heads, every loss and its gradient
+with respect to the chunk's logits is computed, and the gradients are added to those of the hidden states and of the
+head. So memory does not grow with the number of items.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
+from torch.autograd.function import once_differentiable
 
 from distillkit.losses.base import LogitLoss
-from distillkit.signals import HeadLogits, Logits, chunks
+from distillkit.losses.chunks import Pass
+from distillkit.losses.items import exact
+from distillkit.losses.sparse import compare
+from distillkit.signals import DenseLogits, HeadLogits, Logits
 
 
 @dataclass(frozen=True)
@@ -28,22 +31,57 @@ class WeightedTerm:
     scale: Tensor  # float32 scalar: weight / items of the whole optimiser step
 
 
-def vocabulary_pass(
-    student: HeadLogits, teacher: Logits | None, labels: Tensor, terms: Sequence[WeightedTerm]
+def logit_terms(
+    student: Logits, teacher: Logits | None, labels: Tensor, terms: Sequence[WeightedTerm]
 ) -> tuple[Tensor, Tensor]:
-    """Compute Σ scale · Σ loss over the items without holding all logits.
+    """Compute Σ scale · Σ loss over the items.
 
     Args:
-        student: Hidden states `[items, d]` and head.
+        student: Dense, or a head, whose logits then never exist as a whole.
         teacher: Logits over the same items, of any kind; None if no term needs them.
-        labels: int64 `[items]`.
+        labels: As `Batch.labels`.
         terms: What to compute.
 
     Returns:
-        The scaled total, differentiable in the student's hidden states and head; and the unscaled sum of each
-        term `[terms]`, detached.
+        The scaled total, differentiable in the student; and the unscaled sum of each term `[terms]`, detached.
     """
-    return _VocabularyPass.apply(student.hidden, student.weight, student.bias, student, teacher, labels, terms)
+    if isinstance(student, HeadLogits):
+        return vocabulary_pass(student, teacher, labels, terms)
+    logits = exact(student.rows(0, len(student)))
+    sums = [logits[:0].sum()] * len(terms)  # zero, but with a gradient
+    for items, active in groups([term.mask for term in terms]):
+        losses = [terms[k].loss for k in active]
+        said = teacher[items] if teacher is not None and any(loss.needs_teacher for loss in losses) else None
+        if isinstance(said, HeadLogits):
+            said = DenseLogits(said.rows(0, len(said)))
+        values = compare(losses, logits[items], said, labels[items])
+        for k, value in zip(active, values, strict=True):
+            sums[k] = sums[k] + value.sum()
+    total = torch.stack(sums)
+    return (total * torch.stack([term.scale for term in terms])).sum(), total.detach()
+
+
+def vocabulary_pass(
+    student: HeadLogits, teacher: Logits | None, labels: Tensor, terms: Sequence[WeightedTerm]
+) -> tuple[Tensor, Tensor]:
+    """Do what `logit_terms` does. The gradients are made on the way and given away once: no second backward pass."""
+    inputs = student.hidden, student.weight, student.bias
+    wanted = [torch.is_grad_enabled() and tensor is not None and tensor.requires_grad for tensor in inputs]
+    return _VocabularyPass.apply(*inputs, student, teacher, labels, terms, wanted)
+
+
+def groups(masks: Sequence[Tensor]) -> Iterator[tuple[slice | Tensor, list[int]]]:
+    """Part the items by which terms count them; yield the items of each part and the indices of its terms.
+
+    So no loss sees an item that it does not count, whose logits need not be finite; and no product is made of items
+    that nobody counts.
+    """
+    code = torch.stack([mask.long() << k for k, mask in enumerate(masks)]).sum(dim=0)  # a bit for each term
+    for pattern in code.unique().tolist():
+        if pattern:
+            items = (code == pattern).nonzero().squeeze(1)
+            active = [k for k in range(len(masks)) if pattern >> k & 1]
+            yield slice(0, len(code)) if len(items) == len(code) else items, active
 
 
 class _VocabularyPass(torch.autograd.Function):
@@ -57,52 +95,28 @@ class _VocabularyPass(torch.autograd.Function):
         teacher: Logits | None,
         labels: Tensor,
         terms: Sequence[WeightedTerm],
+        wanted: list[bool],
     ) -> tuple[Tensor, Tensor]:
-        wanted = [tensor is not None and tensor.requires_grad for tensor in (hidden, weight, bias)]
-        grad_hidden = torch.zeros_like(hidden) if wanted[0] else None
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if wanted[1] else None
-        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if wanted[2] and bias is not None else None
-        total = torch.zeros((), device=hidden.device)
-        unit = torch.stack([term.scale for term in terms]).max()  # in it gradients are of size 1, which fp16 can hold
-        sums = torch.zeros(len(terms), device=hidden.device)
-        kind = hidden.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
-        states, head, offset = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-        for start, stop in chunks(len(student), student.classes):
-            product = functional.linear(states[start:stop], head, offset)
-            taught = None if teacher is None else teacher.rows(start, stop).float()
-            with torch.enable_grad():
-                leaf = product.float().detach().requires_grad_(any(wanted))
-                logits = student.finish(leaf)
-                parts = [
-                    (term.loss.per_item(logits, taught, labels[start:stop]) * term.mask[start:stop]).sum()
-                    for term in terms
-                ]
-                scaled = torch.stack([term.scale * part for term, part in zip(terms, parts, strict=True)]).sum()
-            sums += torch.stack(parts).detach()
-            total += scaled.detach()
-            if not any(wanted):
-                continue
-            (gradient,) = torch.autograd.grad(scaled, leaf, grad_outputs=1 / unit)
-            if grad_bias is not None:
-                grad_bias += gradient.sum(dim=0)
-            gradient = gradient.to(dtype)
-            if grad_hidden is not None:
-                grad_hidden[start:stop] = gradient @ head
-            if grad_weight is not None:
-                grad_weight += gradient.T @ states[start:stop]
-        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias, unit)
-        ctx.dtypes = (weight.dtype, None if bias is None else bias.dtype)
+        scales = torch.stack([term.scale for term in terms]).tolist()
+        unit = max(scales) or 1.0  # in it gradients are of size 1, which fp16 can hold
+        run = Pass(student, teacher, labels, wanted)
+        sums = torch.zeros(len(terms), dtype=exact(weight[:0]).dtype, device=hidden.device)
+        for items, active in groups([term.mask for term in terms]):
+            sums[active] += run.add(items, [(terms[k].loss, scales[k] / unit) for k in active])
+        ctx.gradients, ctx.unit = (run.hidden, run.weight, run.bias), unit
+        ctx.dtypes = hidden.dtype, weight.dtype, None if bias is None else bias.dtype
         ctx.mark_non_differentiable(sums)
-        return total, sums
+        return (sums * sums.new_tensor(scales)).sum(), sums
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, unit = ctx.saved_tensors
-        factor = gradients[0] * unit
-        return (
-            None if hidden is None else hidden * factor,
-            None if weight is None else (weight * factor).to(ctx.dtypes[0]),
-            None if bias is None else (bias * factor).to(ctx.dtypes[1]),
-            *([None] * 4),
+    @once_differentiable
+    def backward(ctx: Any, scale: Tensor, _sums: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.gradients is None:
+            raise RuntimeError("the gradients of a vocabulary pass can be taken once")
+        made, ctx.gradients = ctx.gradients, None  # given away: a copy would be as large as the head
+        factor = scale * ctx.unit
+        scaled = (
+            None if gradient is None else gradient.mul_(factor).to(dtype)
+            for gradient, dtype in zip(made, ctx.dtypes, strict=True)
         )
+        return *scaled, *([None] * 5)

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from distillkit.errors import UserError
+from distillkit.losses.base import LogitLoss
 from distillkit.losses.divergences import ForwardKL
-from distillkit.losses.task import CrossEntropy
-from distillkit.signals import IGNORE, Batch
+from distillkit.losses.objective import Objective
+from distillkit.losses.task import BinaryCrossEntropy, CrossEntropy, Regression
+from distillkit.signals import IGNORE, Batch, DenseLogits, Signal
 
 
 def log_softmax(logits: Tensor) -> Tensor:
@@ -135,3 +137,65 @@ def test_which_items_count():
 def test_impossible_hyper_parameters_are_refused(make):
     with pytest.raises(UserError, match=r"temperature|label_smoothing"):
         make()
+
+
+NAN = math.nan
+SCORES = torch.tensor([[0.5], [-2.0], [NAN], [3.0], [0.0]])
+SETS = torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 0.0], [NAN, NAN, NAN], [1.0, 1.0, 1.0], [0.0, 1.0, 0.0]])
+
+
+def outputs(columns: int) -> Tensor:
+    return 3 * torch.randn(5, columns, generator=torch.Generator().manual_seed(0))
+
+
+def by_definition(loss: LogitLoss, student: Tensor) -> Tensor:
+    """Each item's loss in plain float64, zero where nothing is known."""
+    if isinstance(loss, Regression):
+        return torch.tensor(
+            [(z - y) ** 2 if y == y else 0.0 for (z,), (y,) in zip(student.tolist(), SCORES.tolist(), strict=True)]
+        )
+    values = []
+    for row, labels in zip(student.tolist(), SETS.tolist(), strict=True):
+        right = [math.log1p(math.exp(-z if y else z)) for z, y in zip(row, labels, strict=True)]
+        values.append(math.fsum(right) / len(right) if labels[0] == labels[0] else 0.0)
+    return torch.tensor(values)
+
+
+@pytest.mark.parametrize(("loss", "labels"), [(Regression(), SCORES), (BinaryCrossEntropy(), SETS)])
+def test_float_labels(loss, labels):
+    student = outputs(labels.shape[1])
+    values = loss.per_item(student, None, labels)
+    torch.testing.assert_close(values, by_definition(loss, student), rtol=1e-6, atol=1e-6)
+    half = student.bfloat16()
+    rough = loss.per_item(half.float(), None, labels)
+    torch.testing.assert_close(rough, by_definition(loss, half), rtol=1e-3, atol=1e-3)
+    leaf = student.double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda z: loss.per_item(z, None, labels), leaf)
+    loss.per_item(leaf, None, labels).sum().backward()
+    assert (leaf.grad[2] == 0).all()
+    assert not loss.needs_teacher
+    assert loss.needs_labels
+    every_item = torch.ones(5, dtype=torch.bool)
+    assert loss.mask(Batch({}, every_item, labels, every_item)).tolist() == [True, True, False, True, True]
+
+
+def test_scores_may_be_one_number_an_item():
+    student, every_item = outputs(1), torch.ones(5, dtype=torch.bool)
+    flat = Batch({}, every_item, SCORES[:, 0], every_item)
+    assert Regression().mask(flat).tolist() == [True, True, False, True, True]
+    flat_values = Regression().per_item(student, None, SCORES[:, 0])
+    torch.testing.assert_close(flat_values, Regression().per_item(student, None, SCORES))
+
+
+@pytest.mark.parametrize(("loss", "labels"), [(Regression(), SCORES), (BinaryCrossEntropy(), SETS)])
+def test_an_objective_of_float_labels_averages_over_the_items_that_have_one(loss, labels):
+    student, every_item = outputs(labels.shape[1]).requires_grad_(), torch.ones(5, dtype=torch.bool)
+    rows, objective = Batch({}, every_item, labels, every_item), Objective({"hard": {"weight": 2.0, "loss": loss}})
+    counts = objective.counts(rows)
+    assert counts.tolist() == [4.0]
+    total, sums = objective(Signal(DenseLogits(student)), None, rows, counts)
+    expected = by_definition(loss, student).sum().item()
+    assert sums.item() == pytest.approx(expected, rel=1e-6)
+    assert total.item() == pytest.approx(2 * expected / 4, rel=1e-6)
+    total.backward()
+    assert (student.grad[2] == 0).all()
