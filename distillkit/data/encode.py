@@ -3,121 +3,158 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import numpy as np
 from datasets import Dataset
 
+from distillkit.data.bad_rows import settle
+from distillkit.data.cache import TableWriter, cache_folder, cached
+from distillkit.data.checks import check_columns, find_bad_rows
+from distillkit.data.digest import digest, rows_digest, task_digest, tokenizer_digest
+from distillkit.data.encoder import Encoder, Piece, encode_pieces
+from distillkit.data.packing import pack
 from distillkit.data.rows import Rows
-from distillkit.errors import UserError, did_you_mean
+from distillkit.errors import UserError
+from distillkit.reporting.console import notice
 from distillkit.signals import Batch
 from distillkit.tasks.base import Task
 
 
 @dataclass(frozen=True)
+class Counts:
+    """What became of the rows of a split.
+
+    Attributes:
+        rows: Rows of the split.
+        encoded: Encoded rows that came of them.
+        bad: Rows that were skipped because something is wrong with them.
+        left_out: Rows that gave nothing to learn from.
+        truncated: Rows of which something was cut off.
+    """
+
+    rows: int = 0
+    encoded: int = 0
+    bad: int = 0
+    left_out: int = 0
+    truncated: int = 0
+
+
+@dataclass(frozen=True)
 class Encoded:
-    """Encoded rows that turn into batches by their indices.
+    """Encoded rows that turn into batches by their indices; they lie in a file that is memory-mapped.
 
     Attributes:
         rows: The encoded rows.
         lengths: int64 `[rows]`: tokens of each.
         collate: Encoded rows → batch.
+        counts: What became of the rows of the split.
+        packed: Whether several texts share a row of a batch.
     """
 
     rows: Dataset
     lengths: np.ndarray
     collate: Callable[[list[dict[str, Any]]], Batch]
+    counts: Counts = field(default_factory=Counts)
+    packed: bool = False
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def batch(self, indices: Sequence[int] | np.ndarray) -> Batch:
-        """Collate the given rows."""
+    @property
+    def origins(self) -> np.ndarray:
+        """int64 `[rows]`: the index in the split of the row that each was made of."""
+        return np.asarray(self.rows.with_format("arrow")[:]["row"].to_numpy(), dtype=np.int64)
+
+    def batch(self, indices: Sequence[int] | np.ndarray, draw: tuple[int, ...] = ()) -> Batch:
+        """Collate the given rows.
+
+        Args:
+            indices: Which.
+            draw: In training the run's seed and the step, so that what is random about a row is drawn anew.
+        """
         columns = self.rows[[int(index) for index in indices]]
-        names = list(columns)
-        return self.collate([dict(zip(names, values, strict=True)) for values in zip(*columns.values(), strict=True)])
-
-
-def label_names(rows: Rows) -> list[str]:
-    """Return the declared class names, or the sorted labels of the training split."""
-    if rows.labels is not None:
-        return rows.labels
-    split = next(iter(rows.splits))
-    found = {label for label in rows.split(split)["label"][:] if label is not None}
-    if not found:
-        raise UserError(f"the {split} split of dataset '{rows.name}' has no labels", where="dataset.labels")
-    return sorted(found, key=lambda label: (not label.isdigit(), int(label) if label.isdigit() else 0, label))
-
-
-class Reader(Protocol):
-    """What reads columns: a task, or a generator."""
-
-    name: str
-    required_columns: tuple[tuple[str, ...], ...]
-
-
-def check_columns(rows: Rows, reader: Reader) -> None:
-    """Refuse rows that lack what is read of them."""
-    for split, table in rows.splits.items():
-        if not any(set(needed) <= set(table.column_names) for needed in reader.required_columns):
-            options = " or ".join(" + ".join(needed) for needed in reader.required_columns)
-            raise UserError(
-                f"{reader.name} needs the columns {options}; the {split} split has {', '.join(table.column_names)}",
-                where="dataset.columns",
-                fix="map them: dataset.columns.text=NAME",
-            )
+        values = zip(*columns.values(), strict=True)
+        rows = [dict(zip(columns, row, strict=True)) for row in values]
+        batch = self.collate([row | {"draw": (*draw, int(i))} for row, i in zip(rows, indices, strict=True)])
+        return pack(batch) if self.packed else batch
 
 
 def encode(rows: Rows, split: str, task: Task, tokenizer: Any, labels: list[str] | None) -> Encoded:
-    """Encode one split.
+    """Encode one split, or take it from the cache, and say what became of its rows.
+
+    The cache knows rows by their content, the tokenizer by all that it saves, the task by its settings and code.
 
     Args:
         rows: The dataset.
         split: Which of its splits.
-        task: How rows are encoded and collated.
+        task: How rows are encoded and collated; see `Task.encode`.
         tokenizer: A transformers tokenizer.
         labels: Class names in the order of their ids; None for tasks without classes.
 
     Raises:
-        UserError: If a row does not fit, with its file and line; or if nothing is left.
+        UserError: If bad rows are refused, with their files and lines; or if nothing is left.
     """
     table = rows.split(split)
     check_columns(rows, task)
-    _check_values(rows, split, table, labels)
+    report = partial(_report_bad, rows, split, len(table))
+    bad = find_bad_rows(table, task, labels)
+    report(bad)
+    good = np.setdiff1d(np.arange(len(table)), list(bad))
     ids = None if labels is None else {name: index for index, name in enumerate(labels)}
-    encoded = table.map(
-        lambda columns: task.encode(columns, tokenizer, ids),
-        batched=True,
-        remove_columns=table.column_names,
-        keep_in_memory=True,
-        load_from_cache_file=False,  # a cache entry would have to know task, tokenizer and labels
-        new_fingerprint="encoded",
-    )
-    if len(encoded) == 0:
+    encoder = Encoder(task, tokenizer, ids)
+
+    def make(writer: TableWriter) -> dict[str, Any]:
+        left_out, truncated = 0, 0
+        unusable: dict[int, str] = {}
+        for piece in encode_pieces(encoder, table, good, rows.handling.num_workers):
+            unusable |= piece.bad
+            if piece.bad and rows.handling.on_bad_row == "refuse":
+                report(unusable, exact=False)
+            _write(writer, piece)
+            left_out += piece.left_out
+            truncated += piece.truncated
+        return {"left_out": left_out, "truncated": truncated, "bad": list(unusable.items())}
+
+    folder, key = cache_folder(rows.handling.cache), ""
+    if folder is not None:
+        parts = (rows_digest(table), tokenizer_digest(tokenizer), task_digest(task))
+        key = digest(*parts, labels, rows.handling.on_bad_row)
+    encoded, facts = cached(folder, key, make)
+    unusable = dict(facts["bad"])
+    report(unusable)
+    if encoded.num_rows == 0:
         raise UserError(f"no row of the {split} split of '{rows.name}' is long enough to learn from", where="dataset")
-    lengths = np.fromiter(map(len, encoded["input_ids"]), dtype=np.int64, count=len(encoded))
-    return Encoded(encoded, lengths, lambda batch: task.collate(batch, tokenizer))
+    counts = Counts(
+        rows=len(table),
+        encoded=encoded.num_rows,
+        bad=len(bad) + len(unusable),
+        left_out=facts["left_out"],
+        truncated=facts["truncated"],
+    )
+    _say(counts, split)
+    lengths = encoded["length"].to_numpy().astype(np.int64)
+    kept = Dataset(encoded.drop_columns(["length"]), fingerprint=key or "encoded")
+    return Encoded(kept, lengths, lambda batch: task.collate(batch, tokenizer), counts)
 
 
-def _check_values(rows: Rows, split: str, table: Dataset, labels: list[str] | None) -> None:
-    for column in ("text", "text_pair", "prompt", "completion"):
-        for index, value in enumerate(_values(table, column)):
-            if not isinstance(value, str):
-                found = "missing" if value is None else f"{type(value).__name__}, not text"
-                raise UserError(f"{column} is {found}", where=rows.where(split, index))
-    if labels is None:
-        return
-    known = set(labels)
-    for index, label in enumerate(_values(table, "label")):
-        if label is not None and label not in known:
-            fix = did_you_mean(label, labels) if len(labels) <= 20 else None
-            raise UserError(f"label '{label}' is not among the declared ones", where=rows.where(split, index), fix=fix)
-    for index, logits in enumerate(_values(table, "teacher_logits")):
-        if logits is not None and len(logits) != len(labels):
-            problem = f"{len(logits)} teacher_logits for {len(labels)} classes ({', '.join(labels[:8])})"
-            raise UserError(problem, where=rows.where(split, index))
+def _write(writer: TableWriter, piece: Piece) -> None:
+    if piece.table.num_rows:
+        writer.write(piece.table)
 
 
-def _values(table: Dataset, column: str) -> list[Any]:
-    return table[column][:] if column in table.column_names else []
+def _report_bad(rows: Rows, split: str, count: int, bad: dict[int, str], exact: bool = True) -> None:
+    note = settle(bad, count, partial(rows.where, split), rows.handling.on_bad_row, split, exact)
+    if note is not None:
+        notice(note)
+
+
+def _say(counts: Counts, split: str) -> None:
+    if counts.left_out:
+        why = "too short to learn from, or no room for an answer within task.max_length"
+        notice(f"{split}: {counts.left_out:,} of {counts.rows:,} rows left out: {why}")
+    if counts.truncated:
+        share = counts.truncated / counts.rows
+        notice(f"{split}: {share:.1%} of the rows are longer than task.max_length and were cut ({counts.truncated:,})")

@@ -1,35 +1,44 @@
-"""A dataset of the Hugging Face hub (or of the local hub cache when offline)."""
+"""A dataset of the Hugging Face hub (or of the local hub cache when offline), or a folder with the same columns."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
 from datasets import Dataset, load_dataset
 
-from distillkit.data.files import sample
-from distillkit.data.rows import (
-    SPLITS,
-    Rows,
-    check_limit,
-    chosen_columns,
-    name_labels,
-    select_columns,
-    split_and_row,
-)
+from distillkit.data.columns import COLUMNS
+from distillkit.data.folders import find_splits, read_splits
+from distillkit.data.prepare import Preparation, Raw, prepare
+from distillkit.data.rows import SPLITS, Handling, Rows, split_and_row
 from distillkit.errors import UserError
 
 
 class HubDataset:
-    """Load a dataset by its hub id.
+    """Load a dataset by its hub id, or files of the same form from a folder.
 
     Args:
-        path: Hub id, such as "nyu-mll/glue".
+        path: Hub id, such as "nyu-mll/glue"; or a folder with files named after the splits.
         config: Name of the dataset's configuration, such as "sst2".
         revision: Branch, tag or commit; pin it for a result that can be repeated.
         train: Name of the hub split that is our training split; null: none. Slices such as "train[:90%]" work.
-        validation: Likewise.
+        validation: Likewise. A split under its own name need not be there.
         test: Likewise.
-        columns: Canonical column → its name in the dataset; null leaves a column out.
+        columns: Our column → its name in the dataset, or names of which the first is taken that is there; null leaves
+            a column out. One under its own name need not be there. See `distillkit/data/columns.py`.
         labels: Names of the classes; null: those that the dataset declares.
+        template: As of `FileDataset`; so are the arguments after it.
+        filter: Which rows are kept, by their columns.
+        validation_share: Share of the training rows that becomes the validation split where there is none.
+        fraction: Share of the rows of each split that is kept.
         limit: Use at most so many rows of each split, drawn with a fixed seed.
+        on_bad_row: "refuse" or "skip".
+        on_leak: "report", "refuse", "drop" or "ignore".
+        cache: Folder of encoded rows; null: the user's cache folder; false: none.
+        num_workers: Processes that encode; null: as many as pay.
+        name: For reports; null: path and config.
+        data_dir: Folder of the repository that has the data, where there are no configurations.
     """
 
     def __init__(
@@ -39,38 +48,67 @@ class HubDataset:
         revision: str | None = None,
         train: str | None = "train",
         validation: str | None = "validation",
-        test: str | None = None,
-        columns: dict[str, str | None] | None = None,
+        test: str | None = "test",
+        columns: dict[str, str | list[str] | None] | None = None,
         labels: list[str] | None = None,
-        limit: int | None = None,
+        template: dict[str, Any] | None = None,
+        filter: dict[str, Any] | None = None,
+        validation_share: float | None = None,
+        fraction: float | dict[str, float] | None = None,
+        limit: int | dict[str, int] | None = None,
+        on_bad_row: str = "refuse",
+        on_leak: str = "report",
+        cache: str | bool | None = None,
+        num_workers: int | None = None,
+        name: str | None = None,
+        data_dir: str | None = None,
     ) -> None:
         self.path = path
         self.config = config
         self.revision = revision
-        self.hub_splits = {
-            ours: theirs for ours, theirs in zip(SPLITS, (train, validation, test), strict=True) if theirs
-        }
-        self.columns = chosen_columns(columns or {"text": "text", "label": "label"})
-        self.labels = labels
-        self.limit = check_limit(limit)
+        self.more = {} if data_dir is None else {"data_dir": data_dir}
+        self.splits = dict(zip(SPLITS, (train, validation, test), strict=True))
+        self.name = name
+        self.wanted = Preparation(
+            columns=columns or {name: name for name in COLUMNS},
+            labels=labels,
+            template=template or {},
+            filter=filter or {},
+            validation_share=validation_share,
+            fraction=fraction,
+            limit=limit,
+            on_leak=on_leak,
+            handling=Handling(on_bad_row, cache, num_workers),
+        )
 
     def load(self) -> Rows:
-        """Download, or read from the cache, every split."""
-        splits, labels, kept = {}, self.labels, {}
-        for ours, theirs in self.hub_splits.items():
-            rows = select_columns(self._load_split(theirs), self.columns, f"{self.path} ({theirs})")
-            kept[ours] = sample(len(rows), self.limit)
-            splits[ours], declared = name_labels(rows.select(kept[ours]) if self.limit else rows)
-            labels = labels or declared
-        name = f"{self.path} {self.config or ''}".strip()
-        return Rows(name, splits, labels, lambda split, index: split_and_row(split, int(kept[split][index])))
+        """Download, or read from the cache or the folder, every split."""
+        folder = Path(self.path).expanduser()
+        if folder.is_dir() or self.path.startswith((".", "/", "~")):
+            files = find_splits(folder, {}, self.splits)
+            if files or not (folder / "README.md").is_file():  # a copy of a hub repository describes itself there
+                return read_splits(files, folder, self.name, self.wanted)
+        raws = {}
+        for ours, theirs in self.splits.items():
+            rows = None if theirs is None else self._load_split(theirs, optional=theirs == ours != "train")
+            if rows is not None:
+                raws[ours] = _raw(rows, f"{self.path} ({theirs})", ours)
+        return prepare(self.name or f"{self.path} {self.config or ''}".strip(), raws, self.wanted)
 
-    def _load_split(self, split: str) -> Dataset:
+    def _load_split(self, split: str, optional: bool) -> Dataset | None:
         try:
-            return load_dataset(self.path, self.config, split=split, revision=self.revision)
+            return load_dataset(self.path, self.config, split=split, revision=self.revision, **self.more)
         except (OSError, ValueError) as error:
+            if optional and "Unknown split" in str(error):
+                return None
             fix = "check dataset.path, dataset.config and the connection (HF_HUB_OFFLINE=1 uses only the cache)"
             reason = f"{type(error).__name__}: {error}"[:200]
             raise UserError(
                 f"cannot load '{self.path}' split '{split}' ({reason})", where="dataset", fix=fix
             ) from error
+
+
+def _raw(rows: Dataset, name: str, split: str) -> Raw:
+    """Take a dataset as a table, which stays memory-mapped unless its rows were picked by index."""
+    table: pa.Table = rows.data.table if rows._indices is None else rows.with_format("arrow")[:]
+    return Raw(table, rows.features, name, lambda index: split_and_row(split, index))

@@ -1,17 +1,17 @@
-"""Rows: what every source loads, in canonical columns, and where each row came from."""
+"""Rows: what every source loads, in our columns, where each row came from, and how they are to be handled."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Protocol
 
-from datasets import ClassLabel, Dataset, Value
+from datasets import Dataset
 
 from distillkit.errors import UserError, did_you_mean
 
 SPLITS = ("train", "validation", "test")
-COLUMNS = ("text", "text_pair", "label", "prompt", "completion", "finished", "teacher_logits")
+ON_BAD_ROW = ("refuse", "skip")
 
 
 def split_and_row(split: str, index: int) -> str:
@@ -20,20 +20,46 @@ def split_and_row(split: str, index: int) -> str:
 
 
 @dataclass(frozen=True)
+class Handling:
+    """How rows are encoded.
+
+    Attributes:
+        on_bad_row: "refuse" the dataset, or "skip" the row; both say which rows are bad and why.
+        cache: Folder of encoded rows; None or true: the user's cache folder; false: encode anew, in memory.
+        num_workers: Processes that encode; None: by the number of rows and cores.
+    """
+
+    on_bad_row: str = "refuse"
+    cache: str | bool | None = None
+    num_workers: int | None = None
+
+    def __post_init__(self) -> None:
+        check_choice(self.on_bad_row, ON_BAD_ROW, "dataset.on_bad_row")
+        if self.num_workers is not None and self.num_workers < 0:
+            raise UserError(f"must be at least 0, got {self.num_workers}", where="dataset.num_workers")
+
+
+@dataclass(frozen=True)
 class Rows:
     """The rows of a dataset.
 
     Attributes:
         name: For reports and model cards.
-        splits: "train", "validation", "test" → rows; only canonical columns. A label is text, or null.
+        splits: "train", "validation", "test" → rows; only our columns. A class is text, or null.
         labels: Names of the classes in the order of their ids, as the source declares them; None if it does not.
         where: (split, index) → the place of a row in its source, for messages.
+        handling: How they are encoded.
+        notes: What users should know: rows skipped or filtered, leaks.
+        sources: Split → what it was read from, and the names of the columns there, for messages.
     """
 
     name: str
     splits: dict[str, Dataset]
     labels: list[str] | None = None
     where: Callable[[str, int], str] = split_and_row
+    handling: Handling = field(default_factory=Handling)
+    notes: tuple[str, ...] = ()
+    sources: Mapping[str, tuple[str, tuple[str, ...]]] = field(default_factory=dict)
 
     def split(self, name: str) -> Dataset:
         """Return a split, which must be there and not empty."""
@@ -62,60 +88,8 @@ class Source(Protocol):
         ...
 
 
-def chosen_columns(columns: Mapping[str, str | None]) -> dict[str, str]:
-    """Check the keys of a column map (canonical name → name in the source) and leave out those set to null."""
-    for name in columns:
-        if name not in COLUMNS:
-            raise UserError(f"unknown column '{name}'", where="dataset.columns", fix=did_you_mean(name, list(COLUMNS)))
-    return {canonical: column for canonical, column in columns.items() if column is not None}
-
-
-def select_columns(rows: Dataset, columns: Mapping[str, str], where: str) -> Dataset:
-    """Keep the mapped columns under their canonical names.
-
-    Raises:
-        UserError: If a mapped column is not in the source.
-    """
-    for canonical, column in columns.items():
-        if column not in rows.column_names:
-            raise UserError(
-                f"no column '{column}' in {where}",
-                where=f"dataset.columns.{canonical}",
-                fix=f"its columns are: {', '.join(rows.column_names)}",
-            )
-    return rows.select_columns(list(columns.values())).rename_columns(
-        {column: canonical for canonical, column in columns.items() if column != canonical}
-    )
-
-
-def name_labels(rows: Dataset) -> tuple[Dataset, list[str] | None]:
-    """Turn the label column into text, without a label null; return the class names too if the column declares them.
-
-    No label is what is empty, not a number, or -1 in a column of class ids (how the hub marks hidden test labels).
-    """
-    kind = rows.features.get("label")
-    if kind is None:
-        return rows, None
-    names = list(kind.names) if isinstance(kind, ClassLabel) else None
-    texts = [_label_text(label, names) for label in rows["label"][:]]
-    named = rows.add_column("its name", texts, feature=Value("string"))  # a table without columns has no rows
-    return named.remove_columns("label").rename_column("its name", "label"), names
-
-
-def _label_text(label: Any, names: list[str] | None) -> str | None:
-    if isinstance(label, list | dict):
-        raise UserError(f"a label is text or a number, got {label}", where="dataset.columns.label")
-    if label is None or label == "" or label != label:
-        return None
-    if names is not None:
-        return names[label] if label >= 0 else None
-    if isinstance(label, bool):
-        return str(label).lower()
-    return f"{label:g}" if isinstance(label, float) else str(label)
-
-
-def check_limit(limit: int | None) -> int | None:
-    """Refuse a limit that leaves no rows."""
-    if limit is not None and limit < 1:
-        raise UserError(f"{limit} rows are none", where="dataset.limit", fix="give at least 1, or null for all rows")
-    return limit
+def check_choice(value: str, known: tuple[str, ...], where: str) -> str:
+    """Refuse a word that is none of the known ones."""
+    if value not in known:
+        raise UserError(f"unknown choice '{value}'", where=where, fix=did_you_mean(value, list(known)))
+    return value

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 from datasets import Dataset
 
-from distillkit.data.encode import check_columns, encode, label_names
+from distillkit.data.checks import check_columns
+from distillkit.data.encode import encode
 from distillkit.data.files import FileDataset
+from distillkit.data.labels import label_names
 from distillkit.data.rows import Rows
 from distillkit.errors import UserError
 from distillkit.tasks.causal_lm import CausalLM
@@ -53,7 +55,7 @@ def test_teacher_logits_of_other_classes_are_refused(tmp_path):
 
 
 def test_missing_columns_are_refused():
-    with pytest.raises(UserError, match="needs the columns text or prompt"):
+    with pytest.raises(UserError, match=r"needs the columns .*text; .*dataset\.columns\.completion=NAME"):
         check_columns(rows(prompt=["a"]), CausalLM())
     with pytest.raises(UserError, match=r"dataset\.columns"):
         check_columns(rows(label=["a"]), TASK)

@@ -10,10 +10,12 @@ import pandas
 import pytest
 
 from distillkit.data import hub
+from distillkit.data.checks import check_columns
 from distillkit.data.files import FileDataset
 from distillkit.data.hub import HubDataset
 from distillkit.data.rows import Rows
 from distillkit.errors import UserError
+from distillkit.tasks.sequence_classification import SequenceClassification
 from tests.tiny import write_jsonl
 
 
@@ -168,8 +170,10 @@ def test_a_missing_file_and_a_pattern_without_files(tmp_path):
 
 def test_a_missing_column_is_named_with_those_that_are_there(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", [{"sentence": "a", "label": 1}])
-    with pytest.raises(UserError, match=r"dataset\.columns\.text: no column 'text'.*sentence, label"):
-        load(str(path))
+    with pytest.raises(UserError, match=r"dataset\.columns\.text: no column 'txt'.*sentence, label"):
+        load(str(path), columns={"text": "txt"})
+    with pytest.raises(UserError, match=r"dataset\.columns\.text: no column 'text'.*sentence, label.* needs text"):
+        check_columns(load(str(path)), SequenceClassification())
 
 
 @pytest.mark.parametrize("arguments", [{}, {"train": "a.txt", "limit": 0}, {"train": "a.txt", "columns": {"txt": "a"}}])
