@@ -22,6 +22,7 @@ DECIDES = {  # command → the sections that its outcome depends on
     "generate-pseudo": ("task", "dataset", "teacher", "generate"),
     "compress": ("task", "dataset", "teacher", "loss", "train", "evaluate", "compress"),
 }
+HOW = ("cache", "num_workers")  # keys of a dataset that change how rows are encoded, not the outcome
 ALWAYS = ("name", "output_dir", "root_dir", "resume", "overwrite", "train", "launch", "tracker", "upstream")
 
 
@@ -84,6 +85,7 @@ def differences(old: Config, new: Config, command: str) -> list[str]:
 
 def _deciding(config: Config, command: str) -> dict[str, Any]:
     values = plain(config)
+    values["dataset"] = {key: value for key, value in (values["dataset"] or {}).items() if key not in HOW}
     return {key: values[key] for key in (*DECIDES[command], "upstream")}
 
 

@@ -1,41 +1,46 @@
-"""What `eval` and `compress` share: models on the same rows, side by side, as a table and a report."""
+"""What `eval` and `compress` share: models on the same rows, side by side, as tables, pictures and a report."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 
+from distillkit.commands.measures import (
+    AnyModel,
+    Measured,
+    agreement_of,
+    classes_of,
+    cost_of,
+    find_baseline,
+    likeness_of,
+    measure_costs,
+    quality_of,
+    write_samples,
+)
 from distillkit.commands.parts import Data, require_labels
 from distillkit.data.encode import Encoded, encode
-from distillkit.errors import UserError
-from distillkit.evaluation.evaluate import Evaluation, agreement
-from distillkit.evaluation.size import size_on_disk
-from distillkit.evaluation.speed import Speed, measure_speed
+from distillkit.errors import UserError, did_you_mean
+from distillkit.evaluation.differences import most_different, shortened
+from distillkit.evaluation.examples import Examples
+from distillkit.evaluation.resampling import Resampled, resample
+from distillkit.evaluation.vocabulary import Spread, spreads
 from distillkit.freeze import digest
-from distillkit.models.live import LiveModel
-from distillkit.models.onnx import OnnxModel
 from distillkit.models.tokenizers import same_vocabulary
-from distillkit.reporting.comparison import Compared, comparison_table, kept_share
+from distillkit.reporting.comparison import cost_grid, heading, notes, quality_grid
 from distillkit.reporting.console import notice, show_table
-from distillkit.reporting.files import markdown_table, write_report
+from distillkit.reporting.environment import environment
+from distillkit.reporting.files import plain, write_report
+from distillkit.reporting.markdown import comparison_markdown
 from distillkit.schema import Config, EvaluateSettings
-from distillkit.tasks.base import Task
+from distillkit.tasks.base import Answers, Task, higher_is_better
 
-AnyModel = LiveModel | OnnxModel
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One model of a comparison, with what its evaluation found and what is to be said about it."""
-
-    path: str
-    model: AnyModel
-    outcome: Evaluation
-    notes: Mapping[str, Any]
+DIFFERENCES = "differences.jsonl"
+SHOWN = 5  # examples of each model in the report; all are in differences.jsonl
 
 
 def encode_for(models: Mapping[str, AnyModel], data: Data, settings: EvaluateSettings, task: Task) -> Encoded:
@@ -52,16 +57,25 @@ def encode_for(models: Mapping[str, AnyModel], data: Data, settings: EvaluateSet
     encoded = encode(data.rows, settings.split, task, first.tokenizer, data.labels)
     if settings.limit is None or settings.limit >= len(encoded):
         return encoded
-    return Encoded(encoded.rows.select(range(settings.limit)), encoded.lengths[: settings.limit], encoded.collate)
+    return replace(encoded, rows=encoded.rows.select(range(settings.limit)), lengths=encoded.lengths[: settings.limit])
 
 
 def check_settings(settings: EvaluateSettings) -> None:
     """Refuse values that cannot work, by their key."""
-    for key in ("batch_size", "speed_batch_size", "speed_rounds"):
+    for key in ("batch_size", "speed_rounds", "sample_tokens"):
         if getattr(settings, key) < 1:
             raise UserError(f"must be at least 1, got {getattr(settings, key)}", where=f"evaluate.{key}")
+    for key in ("resamples", "resample_seconds", "differences", "samples"):
+        if getattr(settings, key) < 0:
+            raise UserError(f"must be at least 0, got {getattr(settings, key)}", where=f"evaluate.{key}")
+    if not settings.speed_batch_sizes or min(settings.speed_batch_sizes) < 1:
+        raise UserError("needs numbers of rows, such as [8,32]", where="evaluate.speed_batch_sizes")
     if settings.limit is not None and settings.limit < 1:
         raise UserError(f"must be at least 1 or null, got {settings.limit}", where="evaluate.limit")
+    known = list(settings.models)
+    if settings.baseline is not None and known and settings.baseline not in known:
+        fix = did_you_mean(settings.baseline, known)
+        raise UserError(f"there is no model '{settings.baseline}'", where="evaluate.baseline", fix=fix)
 
 
 def compare(
@@ -72,51 +86,132 @@ def compare(
     encoded: Encoded,
     measured: Mapping[str, Measured],
     accelerator: Accelerator,
+    folder: Path,
 ) -> dict[str, Any]:
-    """Time the models in turn, compare each with the first one, show the table and write the report.
+    """Compare the models with the first one and with the baseline, show tables and write the report.
+
+    Args:
+        config: Of the command.
+        command: Its name.
+        task: Of the models.
+        data: The rows.
+        encoded: What the models were evaluated on.
+        measured: The models with their answers, the teacher first.
+        accelerator: Its processes share what runs over all rows; the main one does the rest.
+        folder: Where differences.jsonl goes.
 
     Returns:
-        What report.json keeps under the command.
+        What report.json keeps under the command; nothing on other processes than the main one.
     """
-    settings, quality = config.evaluate, task.best_metric
-    speeds: dict[str, Speed] = {}
-    if settings.speed and accelerator.is_main_process:
-        notice(f"timing {len(measured)} models in turn")
-        models = {name: entry.model for name, entry in measured.items()}
-        speeds = measure_speed(models, encoded, settings.speed_batch_size, settings.speed_rounds, accelerator.device)
-    reference = next(iter(measured))
-    teacher = measured[reference].outcome
-    rows = {
-        name: Compared(
-            path=entry.path,
-            metrics=entry.outcome.metrics,
-            kept=kept_share(quality, entry.outcome.metrics[quality], teacher.metrics[quality]),
-            agreement=None if name == reference else agreement(entry.outcome.answers, teacher.answers),
-            parameters=entry.model.count_parameters(),
-            nonzeros=entry.model.count_nonzeros(),
-            bytes=size_on_disk(entry.path),
-            latency_ms=speeds[name].latency_ms if name in speeds else None,
-            rows_per_second=speeds[name].rows_per_second if name in speeds else None,
-        )
-        for name, entry in measured.items()
-    }
-    report = {
+    spread = _spreads(config.evaluate, encoded, measured, accelerator)
+    if not accelerator.is_main_process:
+        return {}
+    report = plain(_report(config, command, task, data, encoded, measured, accelerator, spread, folder))
+    show(config, command, report)
+    return report
+
+
+def show(config: Config, command: str, report: dict[str, Any]) -> None:
+    """Write the report of a comparison, and show its tables."""
+    quality, cost = quality_grid(report, compact=True), cost_grid(report)
+    write_report(Path(config.output_dir), command, report, comparison_markdown(report))
+    show_table(heading(report), quality.titles, quality.rows)
+    show_table("", cost.titles, cost.rows)
+    for what, meaning in notes(report):
+        notice(f"  {what}: {meaning}")
+    notice(f"report: {Path(config.output_dir) / 'report.html'}")
+
+
+def _report(
+    config: Config,
+    command: str,
+    task: Task,
+    data: Data,
+    encoded: Encoded,
+    measured: Mapping[str, Measured],
+    accelerator: Accelerator,
+    spread: Mapping[str, Spread],
+    folder: Path,
+) -> dict[str, Any]:
+    """Measure everything that one process measures."""
+    settings = config.evaluate
+    teacher = next(iter(measured))
+    baseline = find_baseline(settings, list(measured))
+    costs = measure_costs(measured, task, data, encoded, settings, accelerator)
+    drawn = _resample(settings, task, measured)
+    answers = {name: entry.outcome.answers for name, entry in measured.items()}
+    rows, tokenizer = data.rows.split(settings.split), measured[teacher].model.tokenizer
+    examples = Examples(rows, encoded, tokenizer, data.labels, answers[teacher])
+    return {
         "digest": digest(config, command),
         "name": config.name,
         "task": task.name,
         "dataset": data.rows.name,
         "split": settings.split,
-        "rows": len(encoded),
-        "quality": quality,
-        "models": {name: row.to_dict() | {"notes": dict(measured[name].notes)} for name, row in rows.items()},
+        "rows": len(examples),
+        "data": asdict(encoded.counts),
+        "quality": task.best_metric,
+        "higher_is_better": higher_is_better(task.best_metric),
+        "teacher": teacher,
+        "baseline": baseline,
+        "resampling": {"count": drawn.count, "seed": settings.seed},
+        "agreement_of": agreement_of(answers[teacher]),
+        "memory_of": costs.memory_of,
+        "classes": data.labels,
+        "environment": environment(),
+        "models": {
+            name: {
+                "path": entry.path,
+                **quality_of(name, measured, baseline, drawn, task.best_metric),
+                **likeness_of(answers[name], None if name == teacher else answers[teacher], spread.get(name)),
+                **classes_of(answers[name], data.labels),
+                **cost_of(name, entry, costs),
+                "notes": dict(entry.notes),
+            }
+            for name, entry in measured.items()
+        },
+        "differences": _differences(settings, examples, answers, folder),
+        "samples": write_samples(measured, task, encoded, examples, settings, accelerator),
     }
+
+
+def _spreads(
+    settings: EvaluateSettings, encoded: Encoded, measured: Mapping[str, Measured], accelerator: Accelerator
+) -> dict[str, Spread]:
+    """Look at distributions that the answers do not hold, since they are over a vocabulary."""
+    answers = next(iter(measured.values())).outcome.answers
+    over_vocabulary = {"loss", "items"} <= set(answers) and "probabilities" not in answers
+    if not settings.divergence or not over_vocabulary:
+        return {}
     if accelerator.is_main_process:
-        columns, cells = comparison_table(rows, quality)
-        title = f"{data.rows.name}, {settings.split} split, {len(encoded):,} rows"
-        cautions = [f"- {name}: {e.notes['caution']}" for name, e in measured.items() if "caution" in e.notes]
-        about = f"“kept” is the share of {reference}’s {quality}, “agreement” the share of its predictions."
-        parts = [f"## {title}", markdown_table(columns, cells), about, "\n".join(cautions)]
-        write_report(Path(config.output_dir), command, report, "\n\n".join(part for part in parts if part))
-        show_table(title, columns, cells)
-        notice(f"kept, agreement: with {reference} · report: {Path(config.output_dir) / 'report.md'}")
-    return report
+        notice(f"comparing the distributions of {len(measured)} models")
+    models = {name: entry.model for name, entry in measured.items()}
+    return spreads(models, encoded, settings.batch_size, accelerator)
+
+
+def _resample(settings: EvaluateSettings, task: Task, measured: Mapping[str, Measured]) -> Resampled:
+    answers = {name: entry.outcome.answers for name, entry in measured.items()}
+    if settings.resamples:
+        notice(f"resampling the examples {settings.resamples:,} times")
+    count, seconds = settings.resamples, settings.resample_seconds
+    drawn = resample(answers, task.metrics, task.metric_columns, count, seconds, settings.seed)
+    if drawn.count < count:
+        notice(f"stopped at {drawn.count:,} resamples; more need a larger evaluate.resample_seconds")
+    return drawn
+
+
+def _differences(
+    settings: EvaluateSettings, examples: Examples, answers: Mapping[str, Answers], folder: Path
+) -> dict[str, list[dict[str, Any]]]:
+    """Write the examples on which models differ most from the teacher, and return the first of each."""
+    (teacher, taught), *others = answers.items()
+    if not settings.differences or not others:
+        return {}
+    found = {name: most_different(said, taught, examples, settings.differences) for name, said in others}
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / DIFFERENCES).open("w", encoding="utf-8") as file:
+        for name, chosen in found.items():
+            for example in chosen:
+                line = plain({"name": name, "teacher_name": teacher, **example})
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    return {name: [shortened(example) for example in chosen[:SHOWN]] for name, chosen in found.items()}

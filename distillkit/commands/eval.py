@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from distillkit.commands.compare import Measured, check_settings, compare, encode_for
+from distillkit.build import build
+from distillkit.commands.compare import check_settings, compare, encode_for, show
 from distillkit.commands.folder import Standing, claim, standing
+from distillkit.commands.harness import check_harness, run_harness
+from distillkit.commands.measures import Measured
 from distillkit.commands.parts import announce, build_required, finish, load_data, load_model, make_accelerator
 from distillkit.errors import UserError
 from distillkit.evaluation.evaluate import evaluate
 from distillkit.reporting.console import notice
 from distillkit.schema import Config
+from distillkit.tasks.base import Task
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -21,10 +26,15 @@ def main(config: Config) -> dict[str, Any]:
     """
     settings = config.evaluate
     task = build_required(config.task, "task")
-    source = build_required(config.dataset, "dataset")
     if not settings.models:
         raise UserError("no model is given", where="evaluate.models", fix="+evaluate.models.student=outputs/run/model")
     check_settings(settings)
+    if settings.tasks:
+        return _by_harness(config, task)
+    source = build(config.dataset, "dataset")
+    if source is None:
+        fix = "choose a dataset, or evaluate=lm_eval evaluate.tasks=[…]"
+        raise UserError("there is nothing to evaluate on", where="dataset", fix=fix)
     state = standing(config, "eval")
     accelerator = make_accelerator(config)
     accelerator.wait_for_everyone()
@@ -43,6 +53,19 @@ def main(config: Config) -> dict[str, Any]:
             notice(f"{name}: {settings.models[name]}")
         outcome = evaluate(model, task, encoded, settings.batch_size, accelerator)
         measured[name] = Measured(settings.models[name], model, outcome, {})
-    report = compare(config, "eval", task, data, encoded, measured, accelerator)
+    report = compare(config, "eval", task, data, encoded, measured, accelerator, Path(config.output_dir))
+    finish(accelerator)
+    return report
+
+
+def _by_harness(config: Config, task: Task) -> dict[str, Any]:
+    """Compare the models on the tasks of lm-eval."""
+    check_harness(config.evaluate, task)
+    state = standing(config, "eval")
+    accelerator = make_accelerator(config)
+    announce(config, "eval", accelerator)
+    report = run_harness(config, task, accelerator)
+    claim(config, "eval", Standing.unfinished if state is Standing.finished else state)
+    show(config, "eval", report)
     finish(accelerator)
     return report

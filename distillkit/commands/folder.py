@@ -13,7 +13,7 @@ from distillkit.schema import Config
 
 WRITES = {
     "train": ("checkpoints", "model", "metrics.jsonl", "trackers"),
-    "eval": (),
+    "eval": ("differences.jsonl",),
     "generate-pseudo": ("pseudo",),
     "compress": ("compressed",),
 }

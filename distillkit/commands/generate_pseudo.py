@@ -20,10 +20,12 @@ from distillkit.generation.base import Generator
 from distillkit.generation.writer import describe, write_part
 from distillkit.models.teachers import FrozenModel, LiveTeacher
 from distillkit.reporting.console import ProgressDisplay, notice
+from distillkit.reporting.environment import environment
 from distillkit.reporting.files import read_report, write_report
 from distillkit.schema import Config
 
 SHOWN = 3  # examples printed at the end
+ANSWERS = ("completion", "target")  # columns that a teacher writes
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -61,9 +63,10 @@ def main(config: Config) -> dict[str, Any]:
     share = _share(total, accelerator)
     with ProgressDisplay("generate", share.stop - share.start, quiet=not accelerator.is_main_process) as display:
         batches = _watch(generate(live, data.rows, share), display, tally, examples)
-        write_part(folder / "pseudo", accelerator.process_index, batches, live.labels if task.has_classes else None)
-    counts = torch.tensor([tally["kept"], tally["cut off"]], device=accelerator.device)
-    kept, cut_off = accelerator.reduce(counts, reduction="sum").tolist()
+        labels = live.labels if task.has_classes else None
+        write_part(folder / "pseudo", accelerator.process_index, batches, labels, task.label_column)
+    counts = torch.tensor([tally["kept"], tally["cut off"], tally["empty"]], device=accelerator.device)
+    kept, cut_off, empty = accelerator.reduce(counts, reduction="sum").tolist()
     if kept == 0:
         raise UserError("no answer ended by itself", where="generate.max_new_tokens", fix="raise it")
     report = {
@@ -74,7 +77,9 @@ def main(config: Config) -> dict[str, Any]:
         "generator": type(generate).__name__,
         "rows": kept,
         "cut_off": cut_off,
+        "empty": empty,
         "seconds": time.monotonic() - started,
+        "environment": environment(),
     }
     if accelerator.is_main_process:
         describe(
@@ -82,6 +87,7 @@ def main(config: Config) -> dict[str, Any]:
             {**report, "settings": config.generate, "labels": live.labels if task.has_classes else None},
         )
         cut = f"; {cut_off:,} cut-off answers left out" if cut_off else ""
+        cut += f"; {empty:,} empty answers left out" if empty else ""
         text = f"{kept:,} rows from {teacher.path} over {data.rows.name}{cut}, in {folder / 'pseudo'}"
         write_report(folder, "generate-pseudo", report, f"## Generate: {config.name}\n\n{text}.")
         for example in examples[:SHOWN]:
@@ -102,13 +108,15 @@ def _watch(
     tally: Counter[str],
     examples: list[dict[str, Any]],
 ) -> Iterator[list[dict[str, Any]]]:
-    """Pass rows on, without answers that were cut off, and count."""
+    """Pass rows on, without answers that were cut off or say nothing, and count."""
     asked = 0
     for batch in batches:
         asked += len(batch)
-        kept = [row for row in batch if row.get("finished", True) or "text" in row]
+        whole = [row for row in batch if row.get("finished", True) or "text" in row]
+        kept = [row for row in whole if all(row.get(name) is None or row[name].strip() for name in ANSWERS)]
         tally["kept"] += len(kept)
-        tally["cut off"] += len(batch) - len(kept)
+        tally["cut off"] += len(batch) - len(whole)
+        tally["empty"] += len(whole) - len(kept)
         examples.extend(kept[: max(0, SHOWN - len(examples))])
         display.update(min(asked, display.steps), f"{tally['kept']:,} rows")
         yield kept

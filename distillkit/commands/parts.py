@@ -16,11 +16,14 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, set_seed
 
 from distillkit.build import build
-from distillkit.data.encode import Encoded, check_columns, label_names
+from distillkit.data.checks import check_columns
+from distillkit.data.encode import Encoded
+from distillkit.data.labels import label_names
 from distillkit.data.rows import Rows, Source
 from distillkit.errors import UserError
 from distillkit.features import ModelShape
 from distillkit.generation.base import Generator
+from distillkit.losses.base import LogitLoss
 from distillkit.losses.objective import Objective
 from distillkit.models.anatomy import shape_of
 from distillkit.models.capture import check_features
@@ -28,10 +31,16 @@ from distillkit.models.live import LiveModel
 from distillkit.models.load import load_config, load_live
 from distillkit.models.onnx import OnnxModel, is_onnx
 from distillkit.models.teachers import FrozenModel, LiveTeacher, Teacher
-from distillkit.reporting.console import heading
+from distillkit.reporting.console import heading, notice
 from distillkit.schema import Config
 from distillkit.signals import Model
 from distillkit.tasks.base import Task
+
+PRESETS = {  # kind of outputs → the loss without and with a teacher
+    "classes": ("hard", "kd"),
+    "labels": ("multi_label", "multi_label_kd"),
+    "scores": ("regression", "regression_kd"),
+}
 
 
 def build_required(node: Any, key: str) -> Any:
@@ -111,10 +120,13 @@ def load_data(source: Source, task: Task, keep_teacher_logits: bool = False, rea
         reader: What reads the columns; None for the task.
     """
     rows = source.load()
+    for note in rows.notes:
+        notice(note)
     rows = _only_if_recorded(rows) if keep_teacher_logits else rows.without("teacher_logits")
     check_columns(rows, reader or task)
-    known = rows.labels is not None or any("label" in split.column_names for split in rows.splits.values())
-    return Data(rows, label_names(rows) if task.has_classes and known else None)
+    column = task.label_column or ""
+    known = rows.labels is not None or any(column in split.column_names for split in rows.splits.values())
+    return Data(rows, label_names(rows, column) if task.has_classes and known else None)
 
 
 def _only_if_recorded(rows: Rows) -> Rows:
@@ -130,11 +142,11 @@ def _only_if_recorded(rows: Rows) -> Rows:
 
 def require_labels(rows: Rows, split: str, task: Task, why: str) -> None:
     """Refuse a split without hard labels where they are needed."""
-    table = rows.split(split)
-    if task.has_classes and ("label" not in table.column_names or all(label is None for label in table["label"])):
+    table, column = rows.split(split), task.label_column
+    if column is not None and (column not in table.column_names or all(label is None for label in table[column])):
         raise UserError(
             f"the {split} split has no labels, and {why} needs them",
-            where="dataset.columns.label",
+            where=f"dataset.columns.{column}",
             fix="map the column that holds them",
         )
 
@@ -146,7 +158,7 @@ def load_teacher(
     if not isinstance(teacher, LiveTeacher):
         return teacher.load(task, data.labels), None
     wanted = objective.wanted_of_teacher
-    live = teacher.load(task, data.labels, trained=wanted.logits or not wanted.features).to(device)
+    live = teacher.load(task, data.labels, trained=wanted.logits).to(device)
     return FrozenModel(live, wanted), live
 
 
@@ -158,6 +170,19 @@ def check_teacher(objective: Objective, teacher: Teacher | None, where: str) -> 
     for name in objective.feature_terms:
         if not isinstance(teacher, LiveTeacher):
             raise UserError("this teacher shows nothing but its logits", where=f"loss.terms.{name}", fix=fix)
+
+
+def check_fit(objective: Objective, task: Task) -> None:
+    """Refuse terms that compare outputs of another kind than the task's models give."""
+    for name, loss in zip(objective.names, objective.losses, strict=True):
+        if isinstance(loss, LogitLoss) and task.output_kind not in loss.fits:
+            hard, soft = PRESETS[task.output_kind]
+            kinds = " or ".join(sorted(loss.fits))
+            raise UserError(
+                f"{type(loss).__name__} compares {kinds}, and models for {task.name} give {task.output_kind}",
+                where=f"loss.terms.{name}",
+                fix=f"use loss={hard} or loss={soft}",
+            )
 
 
 def bind(objective: Objective, student: ModelShape | Callable[[Any], ModelShape], teacher: Teacher | None) -> None:
@@ -187,6 +212,7 @@ def load_model(
 ) -> LiveModel | OnnxModel:
     """Load any model folder or hub id for evaluation, in the precision that it was saved in."""
     if is_onnx(path):
+        task.prepare(load_config(path, key), labels, trained=True, key=key)  # refuses other classes than the data's
         return OnnxModel.load(Path(path).expanduser(), task)
     return load_live(path, task, key, labels, dtype="auto").to(device).eval()
 

@@ -7,10 +7,12 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
+from distillkit.commands.packing import packed
 from distillkit.commands.parts import Data, bind, load_teacher, try_features
 from distillkit.compression.prune import hold
 from distillkit.compression.variant import Masks
 from distillkit.data.encode import Encoded, encode
+from distillkit.errors import UserError
 from distillkit.evaluation.evaluate import evaluate
 from distillkit.freeze import digest
 from distillkit.losses.objective import Objective
@@ -49,6 +51,12 @@ class Retrainer:
 
     def retrain(self, name: str, model: LiveModel, masks: Masks, settings: TrainSettings) -> None:
         """Train the model in place for the step `name`; masked weights are set to zero after every optimiser step."""
+        if masks and settings.lora.rank is not None:
+            raise UserError(
+                "pruned weights would come back when adapters are merged",
+                where="train.lora.rank",
+                fix=f"retrain in full, at a rate for that: +compress.steps.{name}.train.lora.rank=null",
+            )
         folder = Path(self.config.output_dir) / "compressed"
         held = {weight: mask.to(self.accelerator.device) for weight, mask in masks.items()}
         records = Records(folder / f"{name}.metrics.jsonl", self.accelerator)
@@ -66,7 +74,7 @@ class Retrainer:
                 digest=f"{digest(self.config, 'compress')}/{name}",
                 title=name,
                 evaluate=None if self.validation is None else self._quality,
-                best_metric=settings.best_metric or self.task.best_metric,
+                best_metric=settings.best_metric or self.task.quick().best_metric,
                 after_step=lambda: hold(model.model, held),
             )
         )
@@ -74,8 +82,8 @@ class Retrainer:
 
     def _quality(self, model: LiveModel) -> dict[str, float]:
         assert self.validation is not None
-        size = self.config.train.evaluate_batch_size
-        return evaluate(model, self.task, self.validation, size, self.accelerator, True, keep_answers=False).metrics
+        size, task = self.config.train.evaluate_batch_size, self.task.quick()
+        return evaluate(model, task, self.validation, size, self.accelerator, True, keep_answers=False).metrics
 
 
 def load_retrainer(
@@ -96,6 +104,8 @@ def load_retrainer(
         check_same_vocabulary(live.tokenizer, start.tokenizer)
     train = encode(data.rows, "train", task, start.tokenizer, data.labels)
     try_features(objective, start, answers, train)
+    if task.packing:
+        train = packed(train, objective, start, answers)
     validation = None
     if "validation" in data.rows.splits:
         validation = encode(data.rows, "validation", task, start.tokenizer, data.labels)

@@ -14,6 +14,8 @@ from distillkit.freeze import StageJob
 from distillkit.launch import start
 from distillkit.reporting.console import console, heading, notice
 from distillkit.reporting.files import markdown_table, read_report, write_report
+from distillkit.reporting.numbers import duration
+from distillkit.reporting.outcome import outcome
 from distillkit.schema import Config
 
 NODES = {
@@ -50,13 +52,13 @@ def main(config: Config, stages: dict[str, StageJob]) -> dict[str, Any]:
             for name, result in results.items()
         },
     }
-    rows = [[name, stages[name].command, _outcome(result)] for name, result in results.items()]
+    rows = [[name, stages[name].command, outcome(result)] for name, result in results.items()]
     summary = markdown_table(["stage", "command", "outcome"], rows)
     details = "\n\n".join(result["markdown"] for result in reversed(results.values()))
     if os.environ.get("RANK", "0") == "0":  # the first of the processes that torchrun started
         write_report(folder, "run", report, f"# {config.name}\n\n{details}\n\n## Stages\n\n{summary}")
-    notice(f"\n{config.name}: {len(stages)} stages in {_duration(time.monotonic() - started)}")
-    console.print(f"[bold]report: {folder / 'report.md'}[/bold]")
+    notice(f"\n{config.name}: {len(stages)} stages in {duration(time.monotonic() - started)}")
+    console.print(f"[bold]report: {folder / 'report.html'}[/bold]")
     return report
 
 
@@ -70,17 +72,3 @@ def _check(job: StageJob) -> None:
             check(node, key)
         except UserError as error:
             raise UserError(str(error), where=f"stages.{job.name}") from error
-
-
-def _outcome(result: dict[str, Any]) -> str:
-    if "models" in result:
-        return f"{len(result['models'])} models compared"
-    if "metrics" in result:
-        metrics = ", ".join(f"{name} {value:.4f}" for name, value in result["metrics"].items())
-        return f"{result['steps']:,} steps in {_duration(result['seconds'])}; {metrics}"
-    return f"{result['rows']:,} rows" if "rows" in result else "done"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

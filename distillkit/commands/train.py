@@ -11,11 +11,13 @@ from accelerate import Accelerator
 
 from distillkit.build import build
 from distillkit.commands.folder import Standing, claim, standing
+from distillkit.commands.packing import packed
 from distillkit.commands.parts import (
     Data,
     announce,
     bind,
     build_required,
+    check_fit,
     check_objective,
     check_teacher,
     finish,
@@ -38,14 +40,17 @@ from distillkit.models.teachers import LiveTeacher, RecordedTeacher, Teacher
 from distillkit.models.tokenizers import check_same_vocabulary
 from distillkit.reporting.card import made, model_card
 from distillkit.reporting.console import notice
+from distillkit.reporting.environment import environment
 from distillkit.reporting.files import markdown_table, read_report, write_report
-from distillkit.schema import Config, Precision
+from distillkit.schema import Config, Precision, TrainSettings
 from distillkit.signals import Model
 from distillkit.tasks.base import Task
 from distillkit.training.checkpoint import BEST, check_resumable, newest_checkpoint, step_of
-from distillkit.training.loop import FitResult, Run, fit
-from distillkit.training.optimizer import check_settings
+from distillkit.training.loop import FitResult, Run, fit, planned_steps
 from distillkit.training.records import Records
+from distillkit.training.settings import check_settings
+from distillkit.training.stopping import check_patience
+from distillkit.training.tuning import plan_tuning
 
 
 @dataclass(frozen=True)
@@ -92,9 +97,10 @@ def main(config: Config) -> dict[str, Any]:
     accelerator.wait_for_everyone()
     announce(config, "train", accelerator)
     loaded = _load(plan, accelerator.device)
+    trained = _check_tuning(config.train, loaded)
     if accelerator.is_main_process:
         claim(config, "train", state if resume_from is None else Standing.unfinished)
-        _introduce(config, plan, loaded)
+        _introduce(config, plan, loaded, trained)
     accelerator.wait_for_everyone()
     start_trackers(config, accelerator)
     result, metrics = _fit(config, plan, loaded, resume_from, accelerator)
@@ -103,6 +109,8 @@ def main(config: Config) -> dict[str, Any]:
         loaded.student.save(folder / "model", model_card(report))
         write_report(folder, "train", report, _markdown(report))
         (folder / "checkpoints" / BEST).unlink(missing_ok=True)
+        if result.stopped_early:
+            notice(f"stopped early: no better {result.best_metric} in {config.train.patience} evaluations")
         notice(f"student: {folder / 'model'}")
     finish(accelerator)
     return report
@@ -119,12 +127,20 @@ def make_plan(config: Config) -> Plan:
         objective=check_objective(build_required(config.loss, "loss")),
     )
     best = config.train.best_metric
-    if best is not None and best not in plan.task.metric_names:
-        known = list(plan.task.metric_names)
-        raise UserError(
-            f"{plan.task.name} has no metric '{best}'", where="train.best_metric", fix=did_you_mean(best, known)
+    if best is not None and best not in plan.task.quick().metric_names:
+        known = list(plan.task.quick().metric_names)
+        late = best in plan.task.metric_names
+        what = (
+            f"{plan.task.name} measures '{best}' at the end only"
+            if late
+            else f"{plan.task.name} has no metric '{best}'"
         )
+        fix = f"choose {', '.join(known)}" if late else did_you_mean(best, known)
+        raise UserError(what, where="train.best_metric", fix=fix)
+    check_fit(plan.objective, plan.task)
     check_teacher(plan.objective, plan.teacher, "loss")
+    if isinstance(plan.teacher, RecordedTeacher):
+        plan.teacher.check(plan.task)
     if plan.student.needs_teacher and not isinstance(plan.teacher, LiveTeacher):
         fix = "set teacher=live teacher.path=MODEL"
         raise UserError("the student is made from a teacher, and there is none", where="student", fix=fix)
@@ -167,6 +183,8 @@ def _load(plan: Plan, device: torch.device) -> Loaded:
         require_labels(data.rows, "validation", plan.task, "evaluation")
         validation = encode(data.rows, "validation", plan.task, student.tokenizer, data.labels)
     try_features(plan.objective, student.to(device), teacher, train)
+    if plan.task.packing:
+        train = packed(train, plan.objective, student, teacher)
     return Loaded(data, student, teacher if plan.objective.needs_teacher else None, train, validation)
 
 
@@ -179,12 +197,22 @@ def _labelled_by(teacher: LiveModel | None, data: Data) -> Data:
     return replace(data, labels=teacher.labels)
 
 
-def _introduce(config: Config, plan: Plan, loaded: Loaded) -> None:
+def _check_tuning(settings: TrainSettings, loaded: Loaded) -> int:
+    """Refuse train settings that do not fit the student or the data; return how many parameters will be trained."""
+    check_patience(settings, loaded.validation is not None)
+    row = loaded.train.batch([0]).to(loaded.student.device)
+    tuning = plan_tuning(loaded.student, settings, row, planned_steps(len(loaded.train), settings))
+    return tuning.size(loaded.student.model, settings)
+
+
+def _introduce(config: Config, plan: Plan, loaded: Loaded, trained: int) -> None:
     terms = ", ".join(f"{name}: {text}" for name, text in plan.objective.describe().items())
     tokens, train = int(loaded.train.lengths.sum()), loaded.train
     notice(
         f"student {loaded.student.count_parameters() / 1e6:.2f} M parameters · {len(train):,} rows, {tokens:,} tokens"
     )
+    if trained != loaded.student.count_parameters():
+        notice(f"trained of it: {trained / 1e6:.2f} M parameters")
     teacher = plan.teacher.path if plan.teacher is not None and plan.objective.needs_teacher else "none"
     notice(f"teacher {teacher} · loss {terms}")
     if plan.teacher is not None and not plan.asks_teacher:
@@ -193,9 +221,6 @@ def _introduce(config: Config, plan: Plan, loaded: Loaded) -> None:
         notice("the loss looks inside the models only: the student's head is left as it is, and not evaluated")
     if config.train.precision is Precision.fp16 and loaded.student.device.type == "cpu":
         notice("fp16 is slow on a CPU: bf16 is the faster half precision there")
-    left_out = len(loaded.data.rows.split("train")) - len(train)
-    if left_out > 0:
-        notice(f"{left_out:,} rows left out: no room for an answer within task.max_length, or too short")
 
 
 def _fit(
@@ -206,8 +231,8 @@ def _fit(
 
     def quality(model: LiveModel, autocast: bool = True) -> dict[str, float]:
         assert validation is not None
-        size = config.train.evaluate_batch_size
-        return evaluate(model, plan.task, validation, size, accelerator, autocast, keep_answers=False).metrics
+        size, task = config.train.evaluate_batch_size, plan.task.quick() if autocast else plan.task
+        return evaluate(model, task, validation, size, accelerator, autocast, keep_answers=False).metrics
 
     records = Records(folder / "metrics.jsonl", accelerator)
     records.rewind(0 if resume_from is None else step_of(resume_from))
@@ -222,8 +247,9 @@ def _fit(
         folder=folder / "checkpoints",
         digest=digest(config, "train"),
         evaluate=None if validation is None else quality,
-        best_metric=config.train.best_metric or plan.task.best_metric,
+        best_metric=config.train.best_metric or plan.task.quick().best_metric,
         resume_from=resume_from,
+        adapter=folder / "adapter" if config.train.lora.keep_adapter else None,
     )
     result = fit(run)
     return result, {} if validation is None else quality(loaded.student.eval(), autocast=False)
@@ -246,6 +272,12 @@ def _report(config: Config, plan: Plan, loaded: Loaded, result: FitResult, metri
         "learning_rate": config.train.learning_rate,
         "batch_size": config.train.batch_size,
         "metrics": metrics,
+        "environment": environment(),
+        "data": {
+            split: asdict(data.counts)
+            for split, data in (("train", loaded.train), ("validation", loaded.validation))
+            if data is not None
+        },
         **asdict(result),
     }
 

@@ -32,9 +32,20 @@ class OnnxFloat(Step):
     def __init__(self) -> None:
         require_onnx()
 
+    def check(self, start: LiveModel | OnnxModel) -> None:
+        """Refuse what cannot be exported."""
+        check_exportable(start)
+
     def __call__(self, variant: Variant, context: Context) -> Variant:
         """Export and check."""
         return Variant(onnx_model(variant, context), notes={"dtype": "float32", "runtime": "onnxruntime"})
+
+
+def check_exportable(start: LiveModel | OnnxModel) -> None:
+    """Refuse a model that one graph from inputs to outputs cannot stand for."""
+    if isinstance(start, LiveModel) and start.model.config.is_encoder_decoder:
+        fix = "use compress=prune, bf16 or fp16"
+        raise UserError("an encoder-decoder needs several ONNX graphs to write with", fix=fix)
 
 
 def onnx_model(variant: Variant, context: Context) -> OnnxModel:
@@ -48,16 +59,18 @@ def onnx_model(variant: Variant, context: Context) -> OnnxModel:
     return exported
 
 
-class _Logits(nn.Module):
-    """A transformers model that takes its inputs in order and returns logits alone."""
+class _Outputs(nn.Module):
+    """A transformers model that takes its inputs in order and returns the named outputs alone."""
 
-    def __init__(self, model: Any, names: list[str]) -> None:
+    def __init__(self, model: Any, names: list[str], wanted: tuple[str, ...]) -> None:
         super().__init__()
         self.model = model
         self.names = names
+        self.wanted = wanted
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        return self.model(**dict(zip(self.names, inputs, strict=True))).logits
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        found = self.model(**dict(zip(self.names, inputs, strict=True)))
+        return tuple(getattr(found, name) for name in self.wanted)
 
 
 def export(live: LiveModel, example: Batch, folder: Path) -> None:
@@ -70,16 +83,17 @@ def export(live: LiveModel, example: Batch, folder: Path) -> None:
     cast(model, torch.float32)
     names = list(example.inputs)
     inputs = tuple(torch.cat([tensor, tensor])[:2].cpu() for tensor in example.inputs.values())
-    dynamic = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    rows = {0: torch.export.Dim.DYNAMIC}
+    places = {} if live.task.modality == "image" else {1: torch.export.Dim.DYNAMIC}
     try:
         with quiet(), torch.no_grad():
             program = torch.onnx.export(
-                _Logits(model, names).eval(),
+                _Outputs(model, names, live.task.output_names).eval(),
                 inputs,
                 dynamo=True,
                 input_names=names,
-                output_names=["logits"],
-                dynamic_shapes=(tuple(dynamic for _ in names),),
+                output_names=list(live.task.output_names),
+                dynamic_shapes=(tuple(rows | places for _ in names),),
                 verbose=False,
             )
     except torch.onnx.OnnxExporterError as error:
@@ -107,25 +121,27 @@ def tidy(graph: Any) -> None:
 
 @torch.no_grad()
 def check(exported: OnnxModel, model: Any, example: Batch) -> None:
-    """Compare the logits of the export with those of the model for two shapes, on positions that hold tokens.
+    """Compare the outputs of the export with those of the model for two shapes, on positions that hold tokens.
 
     Raises:
         UserError: If they differ.
     """
-    nothing = torch.zeros(0, dtype=torch.int64)
-    half = example.inputs["input_ids"].shape[1] // 2 + 1
     whole = {name: tensor[:4].cpu() for name, tensor in example.inputs.items()}
-    for inputs in (whole, {name: tensor[:1, :half] for name, tensor in whole.items()}):
-        expected = model(**inputs).logits
-        tokens = inputs["attention_mask"].bool()
-        counted = tokens if expected.dim() == 3 else tokens.any(dim=1)
-        logits = exported(Batch(inputs, counted, nothing, nothing.bool())).logits
-        assert logits is not None
-        difference = float((logits.rows(0, len(logits)) - expected[counted]).abs().max())
-        if not difference <= TOLERANCE * max(1.0, float(expected[counted].abs().max())):
-            raise UserError(
-                f"the ONNX export of {type(model).__name__} differs from the model by {difference:.2g} in its logits"
-            )
+    less = {name: tensor[:1] for name, tensor in whole.items()}
+    if "attention_mask" in whole:
+        half = whole["attention_mask"].shape[1] // 2 + 1
+        less = {name: tensor[:, :half] for name, tensor in less.items()}
+    for inputs in (whole, less):
+        expected = model(**inputs)
+        everything = torch.ones(len(next(iter(inputs.values()))), 1)
+        tokens = inputs.get("attention_mask", everything).bool()
+        counted = tokens if example.counted.dim() == 2 else tokens.any(dim=1)  # outputs of positions, or of rows
+        for name, values in exported.outputs(inputs).items():
+            right = expected[name][counted]
+            difference = float((values[counted] - right).abs().max())
+            if not difference <= TOLERANCE * max(1.0, float(right.abs().max())):
+                found = f"differs from the model by {difference:.2g} in its {name}"
+                raise UserError(f"the ONNX export of {type(model).__name__} {found}")
 
 
 @contextmanager

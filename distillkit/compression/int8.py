@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from distillkit.compression.export import onnx_model, quiet
+from distillkit.compression.export import check_exportable, onnx_model, quiet
 from distillkit.compression.variant import TORCH, Context, Kind, Step, Variant, matching
 from distillkit.errors import UserError
 from distillkit.models.live import LiveModel
@@ -32,7 +32,8 @@ class OnnxInt8(Step):
         self.exclude = exclude or []
 
     def check(self, start: LiveModel | OnnxModel) -> None:
-        """Refuse patterns that match nothing."""
+        """Refuse what cannot be exported, and patterns that match nothing."""
+        check_exportable(start)
         if isinstance(start, LiveModel):
             matching((name for name, _ in start.model.named_modules()), self.exclude, "exclude")
 

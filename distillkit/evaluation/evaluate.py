@@ -65,13 +65,6 @@ def evaluate(
     return Evaluation(task.metrics(answers), answers)
 
 
-def agreement(one: Answers, other: Answers) -> float:
-    """Return the share of equal predictions of two models on the same rows."""
-    pairs = zip(one["prediction"], other["prediction"], strict=True)
-    equal = np.concatenate([np.atleast_1d(np.asarray(a) == np.asarray(b)) for a, b in pairs])
-    return float(equal.mean())
-
-
 def _in_order(shares: list[tuple[list[int], Answers]]) -> Answers:
     """Put the answers of all processes into the order of the rows."""
     order = np.argsort(np.concatenate([rows for rows, _ in shares]), kind="stable")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median
 
+import numpy as np
 import torch
 
 from distillkit.data.batches import by_length
@@ -14,53 +14,66 @@ from distillkit.data.encode import Encoded
 from distillkit.signals import Batch, Model
 
 # Each model's turn begins with calls that do not count, until the threads of the model before it have gone idle.
-WARM_CALLS, WARM_SECONDS, TIMED_CALLS = 2, 0.02, 3
+# Then calls are timed: three, and of one row, whose spread is reported, up to ten in a quarter of a second.
+WARM_CALLS, WARM_SECONDS = 2, 0.02
+TIMED_CALLS, SINGLE_CALLS, SINGLE_SECONDS = 3, 10, 0.25
 
 
 @dataclass(frozen=True)
 class Speed:
-    """How fast a model answers.
+    """How fast a model answers: one forward pass, logits multiplied out.
 
     Attributes:
         latency_ms: Median milliseconds for one row of median length.
-        rows_per_second: Median throughput on batches.
+        latency_p95_ms: The time that 95 of 100 such calls keep.
+        rows_per_second: Rows of a batch → median throughput.
     """
 
     latency_ms: float
-    rows_per_second: float
+    latency_p95_ms: float
+    rows_per_second: dict[int, float]
 
 
 @torch.no_grad()
 def measure_speed(
-    models: Mapping[str, Model], data: Encoded, batch_size: int, rounds: int, device: torch.device
+    models: Mapping[str, Model], data: Encoded, batch_sizes: Sequence[int], rounds: int, device: torch.device
 ) -> dict[str, Speed]:
-    """Time every model on the same rows, in turn, for so many rounds after a first one; logits are multiplied out."""
+    """Time every model on the same rows, in turn, for so many rounds after a first one.
+
+    Batches hold the rows around the median length; where there are fewer rows than a batch wants, all of them.
+    """
     order = by_length(data.lengths, len(data))[0]
-    middle = len(order) // 2
-    single = data.batch(order[middle : middle + 1]).to(device)
-    start = max(0, middle - batch_size // 2)
-    several = data.batch(order[start : start + batch_size]).to(device)
-    rows = min(batch_size, len(order) - start)
-    seconds: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in models}
+    batches = {size: _middle(data, order, size).to(device) for size in (1, *batch_sizes)}
+    seconds: dict[str, dict[int, list[float]]] = {name: {size: [] for size in batches} for name in models}
     for attempt in range(1 + rounds):
         for name, model in models.items():
-            turn = [_time(model, single, device), _time(model, several, device)]
-            if attempt > 0:
-                for found, times in zip(seconds[name], turn, strict=True):
-                    found.extend(times)
-    return {
-        name: Speed(latency_ms=1000 * median(one), rows_per_second=rows / median(many))
-        for name, (one, many) in seconds.items()
-    }
+            for size, batch in batches.items():
+                times = _time(model, batch, device, SINGLE_CALLS if size == 1 else TIMED_CALLS)
+                if attempt > 0:
+                    seconds[name][size].extend(times)
+    found = {}
+    for name, by_size in seconds.items():
+        half, most = np.quantile(by_size[1], [0.5, 0.95])
+        rows = {size: min(size, len(order)) / float(np.median(by_size[size])) for size in batch_sizes}
+        found[name] = Speed(1000 * float(half), 1000 * float(most), rows)
+    return found
 
 
-def _time(model: Model, batch: Batch, device: torch.device) -> list[float]:
+def _middle(data: Encoded, order: np.ndarray, size: int) -> Batch:
+    start = max(0, min(len(order) // 2 - size // 2, len(order) - size))
+    return data.batch(order[start : start + size])
+
+
+def _time(model: Model, batch: Batch, device: torch.device, calls: int) -> list[float]:
     """Return the seconds of each timed call of one turn."""
     began, warm = time.perf_counter(), 0
     while warm < WARM_CALLS or time.perf_counter() - began < WARM_SECONDS:
         _call(model, batch, device)
         warm += 1
-    return [_call(model, batch, device) for _ in range(TIMED_CALLS)]
+    times: list[float] = []
+    while len(times) < TIMED_CALLS or (len(times) < calls and sum(times) < SINGLE_SECONDS):
+        times.append(_call(model, batch, device))
+    return times
 
 
 def _call(model: Model, batch: Batch, device: torch.device) -> float:

@@ -18,7 +18,7 @@ LABELS = ("keep", "fill", "replace")
 
 
 class SoftLabels:
-    """Ask a classifier for its logits; rows keep their columns and gain `teacher_logits`.
+    """Ask a teacher for the logits (or the score) of each row; rows keep their columns and gain `teacher_logits`.
 
     Args:
         split: Which rows.
@@ -28,7 +28,7 @@ class SoftLabels:
     """
 
     name = "soft_labels"
-    required_columns = (("text",),)
+    required_columns = (("text",), ("image",))
 
     def __init__(self, split: str = "train", batch_size: int = 64, labels: str = "keep") -> None:
         if labels not in LABELS:
@@ -40,9 +40,10 @@ class SoftLabels:
         self.labels = labels
 
     def check(self, task: Task) -> None:
-        """Refuse a task without classes."""
-        if not task.has_classes:
-            raise UserError(f"{task.name} has no soft labels to write", where="generate", fix="use generate=text")
+        """Refuse a task whose rows have more than one answer, or none of a fixed size."""
+        if not task.soft_labels:
+            fix = "use teacher=live" if task.adds_head else "use generate=text"
+            raise UserError(f"{task.name} has no soft labels to write", where="generate", fix=fix)
 
     def total(self, rows: Rows) -> int:
         """Return how many rows will be asked about."""
@@ -58,20 +59,21 @@ class SoftLabels:
             share: Which of the split's rows this process answers.
         """
         table = rows.split(self.split)
-        data = encode(rows, self.split, teacher.task, teacher.tokenizer, teacher.labels)
-        mine = np.arange(len(table))[share]
+        task = teacher.task
+        column = task.label_column or "label"
+        data = encode(rows, self.split, task, teacher.tokenizer, teacher.labels if task.has_classes else None)
+        origins = data.origins  # rows that were skipped or left out get no answer
+        mine = np.flatnonzero(np.isin(origins, np.arange(len(table))[share]))
         for start in range(0, len(mine), self.batch_size):
             indices = mine[start : start + self.batch_size]
             logits = teacher(data.batch(indices).to(teacher.device)).logits
             assert logits is not None
             values = logits.rows(0, len(logits)).float().cpu()
-            answers = [teacher.labels[index] for index in values.argmax(dim=-1).tolist()]
+            answers = task.decide(values, teacher.labels)
             yield [
-                row | {"label": self._label(row.get("label"), answer), "teacher_logits": scores}
-                for row, answer, scores in zip(table.select(indices), answers, values.tolist(), strict=True)
+                row | {column: self._label(row.get(column), answer), "teacher_logits": scores}
+                for row, answer, scores in zip(table.select(origins[indices]), answers, values.tolist(), strict=True)
             ]
 
-    def _label(self, own: Any, answer: str) -> str | None:
-        if self.labels == "replace" or (self.labels == "fill" and own is None):
-            return answer
-        return None if own is None else str(own)
+    def _label(self, own: Any, answer: Any) -> Any:
+        return answer if self.labels == "replace" or (self.labels == "fill" and own is None) else own

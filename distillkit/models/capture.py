@@ -73,6 +73,8 @@ def _hook(model: Any, name: str, take: Callable[[str, Tensor], None]) -> Any:
         if path not in modules:
             fix = did_you_mean(path, [known for known in modules if known])
             raise UserError(f"{type(model).__name__} has no module '{path}'", where="modules", fix=fix)
+        if model.config.is_encoder_decoder and modules[path] in list(model.get_decoder().modules()):
+            raise UserError(f"'{path}' is in the decoder", where="modules", fix="name a module of the encoder")
         return modules[path].register_forward_hook(lambda _module, _arguments, output: take(name, _tensor(output)))
     layers = model.get_submodule(layer_stack(model, "loss"))
     if name == "embeddings":

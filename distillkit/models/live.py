@@ -19,11 +19,12 @@ from distillkit.tasks.base import Task
 
 
 class LiveModel(nn.Module):
-    """A transformers model, its tokenizer and the task it answers.
+    """A transformers model, what prepares its inputs, and the task it answers.
 
     Args:
         model: The transformers model.
-        tokenizer: Its tokenizer; pads with what the model takes for padding, or else with the end-of-text token.
+        tokenizer: Its tokenizer, which pads with what the model takes for padding, or else with the end-of-text token;
+            of a model that reads images, its image processor.
         task: Decides how outputs become items.
     """
 
@@ -32,9 +33,11 @@ class LiveModel(nn.Module):
         self.model = model
         self.tokenizer = tokenizer
         self.task = task
-        _agree_on_padding(model.config.get_text_config(), tokenizer)
-        _check_room(model.config.get_text_config(), task)
-        if not task.has_classes:
+        task.adapt(tokenizer)
+        if task.modality == "text":
+            _agree_on_padding(model.config.get_text_config(), tokenizer)
+            _check_room(model.config.get_text_config(), task)
+        if not task.adds_head:
             check_head(model)
 
     @property

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
 
 from distillkit.errors import UserError
 from distillkit.models.live import LiveModel
@@ -24,6 +24,16 @@ def load_tokenizer(path: str, key: str) -> Any:
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):  # what transformers makes where no file is
         raise UserError(f"no tokenizer at '{path}' (it has no vocabulary)", where=key)
     return tokenizer
+
+
+def load_processor(path: str, task: Task, key: str) -> Any:
+    """Load what prepares a model's inputs for a task: a tokenizer or an image processor."""
+    if task.modality == "text":
+        return load_tokenizer(path, key)
+    try:
+        return AutoImageProcessor.from_pretrained(_find(path, key))
+    except (OSError, ValueError) as error:
+        raise UserError(f"no image processor at '{path}' ({_reason(error)})", where=key) from error
 
 
 def load_config(path: str, key: str) -> Any:
@@ -50,16 +60,15 @@ def load_live(
         task: Decides the model class.
         key: Config key for messages.
         labels: Class names of the data; None for tasks without classes, or to take those of the model.
-        trained: Whether the model must already have a trained head for the task; if not, a head for other classes
-            is replaced by a new one.
+        trained: Whether the model must already have a trained head for the task; if not, a head of another shape is
+            replaced by a new one.
         dtype: "float32", "bfloat16", "float16", or "auto" for the folder's own.
 
     Raises:
         UserError: If it is not there, has other classes than the data or no trained head.
     """
     config = load_config(path, key)
-    if task.has_classes and labels is not None:
-        _set_labels(config, labels, trained, key)
+    task.prepare(config, labels, trained, key)
     try:
         model, info = task.auto_class().from_pretrained(
             _find(path, key),
@@ -81,26 +90,7 @@ def load_live(
             where=key,
             fix="fine-tune it first: distillkit train teacher=none student=pretrained student.path=…",
         )
-    return LiveModel(model, load_tokenizer(path, key), task)
-
-
-def describe_labels(config: Any, labels: list[str]) -> None:
-    """Write class names into a model config."""
-    config.id2label = dict(enumerate(labels))
-    config.label2id = {name: index for index, name in enumerate(labels)}
-
-
-def _set_labels(config: Any, labels: list[str], trained: bool, key: str) -> None:
-    own = [config.id2label[index] for index in range(config.num_labels)]
-    named = own != [f"LABEL_{index}" for index in range(len(own))]
-    if trained and (len(own) != len(labels) or (named and own != labels)):
-        order = "in another order" if sorted(own) == sorted(labels) else "than the data"
-        raise UserError(
-            f"the model has other classes {order}: {', '.join(own[:8])}; the data has {', '.join(labels[:8])}",
-            where=key,
-            fix=f"set dataset.labels=[{','.join(own[:8])}{',…' if len(own) > 8 else ''}] if they mean the same",
-        )
-    describe_labels(config, labels)
+    return LiveModel(model, load_processor(path, task, key), task)
 
 
 def _find(path: str, key: str) -> str:

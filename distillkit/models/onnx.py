@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer
+from torch import Tensor
 
 from distillkit.errors import UserError
 from distillkit.models.live import whole_or_nothing
-from distillkit.signals import Batch, DenseLogits, Signal
+from distillkit.models.load import load_processor
+from distillkit.signals import Batch, Signal
 from distillkit.tasks.base import Task
 
 GRAPH = "model.onnx"  # beside it config.json, the tokenizer's files and, above 2 GB, model.onnx.data
@@ -40,7 +42,7 @@ class OnnxModel:
     Attributes:
         folder: The folder that it was loaded from and that `save` copies.
         task: What the model is for.
-        tokenizer: Of transformers.
+        tokenizer: Of transformers; or an image processor.
         session: Of ONNX Runtime; on the GPU where it can, with as many CPU threads as torch uses.
     """
 
@@ -62,13 +64,18 @@ class OnnxModel:
         available = onnxruntime.get_available_providers()
         providers = [provider for provider in PROVIDERS if provider in available]
         session = onnxruntime.InferenceSession(folder / GRAPH, options, providers=providers)
-        return cls(folder, task, AutoTokenizer.from_pretrained(folder), session)
+        return cls(folder, task, load_processor(str(folder), task, str(folder)), session)
 
     def __call__(self, batch: Batch) -> Signal:
         """Return the logits of the batch's items, on the batch's device."""
-        inputs = {entry.name: batch.inputs[entry.name].cpu().numpy() for entry in self.session.get_inputs()}
-        (logits,) = self.session.run(None, inputs)
-        return Signal(DenseLogits(torch.from_numpy(logits).to(batch.counted.device)[batch.counted]))
+        outputs = {name: values.to(batch.counted.device) for name, values in self.outputs(batch.inputs).items()}
+        return Signal(self.task.item_logits(outputs, batch))
+
+    def outputs(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Run the graph: name → output, on the CPU."""
+        fed = {entry.name: inputs[entry.name].cpu().numpy() for entry in self.session.get_inputs()}
+        names = [entry.name for entry in self.session.get_outputs()]
+        return dict(zip(names, map(torch.from_numpy, self.session.run(None, fed)), strict=True))
 
     def count_parameters(self) -> int:
         """Count the parameters of the model that was exported, tied ones once."""

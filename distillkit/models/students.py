@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 from dataclasses import replace
 from typing import Any
 
@@ -14,10 +13,12 @@ from transformers import CONFIG_MAPPING
 from distillkit.data.rows import Rows
 from distillkit.errors import UserError, did_you_mean
 from distillkit.features import ModelShape
-from distillkit.models.anatomy import layer_stack, shape_of
+from distillkit.models.anatomy import decoder_depth, shape_of
+from distillkit.models.levels import layer_stacks
 from distillkit.models.live import LiveModel
-from distillkit.models.load import describe_labels, load_config, load_live, load_tokenizer
-from distillkit.models.tokenizers import ByteLevelBPE
+from distillkit.models.load import load_config, load_live, load_processor
+from distillkit.models.processors import ImageProcessor, config_facts
+from distillkit.models.tokenizers import ByteLevelBPE, texts_in
 from distillkit.tasks.base import Task
 
 
@@ -39,43 +40,56 @@ class Pretrained:
 
     def build(self, task: Task, labels: list[str] | None, rows: Rows, teacher: LiveModel | None) -> LiveModel:  # noqa: ARG002
         """Load the model."""
-        return load_live(self.path, task, "student.path", labels, trained=not task.has_classes)
+        return load_live(self.path, task, "student.path", labels, trained=not task.adds_head)
 
 
 class FromTeacher:
     """Copy some layers of the teacher, with its embeddings, final norm and head (as DistilBERT, Sanh et al. 2019).
 
     Args:
-        layers: Which of the teacher's layers, counted from 0; or how many, spread evenly from first to last.
+        layers: Which of the teacher's layers, counted from 0; or how many, spread evenly from first to last. Of an
+            encoder-decoder, those of its encoder.
+        decoder_layers: Likewise, of an encoder-decoder's decoder; null: as `layers`.
     """
 
     needs_teacher = True
 
-    def __init__(self, layers: int | list[int]) -> None:
-        chosen = [layers] if isinstance(layers, int) else layers
-        if not chosen or min(chosen) < (1 if isinstance(layers, int) else 0) or chosen != sorted(set(chosen)):
-            raise UserError(f"must be a count or ascending layer numbers, got {layers}", where="student.layers")
-        self.layers = layers
+    def __init__(self, layers: int | list[int], decoder_layers: int | list[int] | None = None) -> None:
+        self.layers = _check_choice(layers, "student.layers")
+        self.decoder_layers = _check_choice(decoder_layers, "student.decoder_layers")
 
     def shape(self, teacher: Any) -> ModelShape:
         """Return the shape of the model that `build` makes, given the teacher's config."""
-        return replace(shape_of(teacher), depth=len(self._chosen(shape_of(teacher).depth)))
+        return replace(shape_of(teacher), depth=len(_chosen(self.layers, shape_of(teacher).depth, "student.layers")))
 
     def build(self, task: Task, labels: list[str] | None, rows: Rows, teacher: LiveModel | None) -> LiveModel:  # noqa: ARG002
         """Copy the teacher's chosen layers in float32."""
         assert teacher is not None
-        layers = self._chosen(teacher.model.config.get_text_config().num_hidden_layers)
-        return LiveModel(copy_layers(teacher.model, layers), copy.deepcopy(teacher.tokenizer), task)
+        config = teacher.model.config
+        chosen = [_chosen(self.layers, config.get_text_config().num_hidden_layers, "student.layers")]
+        decoder = decoder_depth(config)
+        if decoder is not None:
+            which = self.layers if self.decoder_layers is None else self.decoder_layers
+            chosen.append(_chosen(which, decoder[1], "student.decoder_layers"))
+        elif self.decoder_layers is not None:
+            raise UserError(f"{config.model_type} has no decoder beside its layers", where="student.decoder_layers")
+        return LiveModel(copy_layers(teacher.model, *chosen), copy.deepcopy(teacher.tokenizer), task)
 
-    def _chosen(self, depth: int) -> list[int]:
-        layers = spread(self.layers, depth) if isinstance(self.layers, int) else self.layers
-        if layers[-1] >= depth or len(layers) > depth:
-            raise UserError(
-                f"the teacher has no layer {max(layers[-1], len(layers) - 1)}",
-                where="student.layers",
-                fix=f"its layers are 0 … {depth - 1}",
-            )
-        return layers
+
+def _check_choice(layers: Any, key: str) -> Any:
+    chosen = [layers] if isinstance(layers, int) else layers
+    least = 1 if isinstance(layers, int) else 0
+    if layers is not None and (not chosen or min(chosen) < least or chosen != sorted(set(chosen))):
+        raise UserError(f"must be a count or ascending layer numbers, got {layers}", where=key)
+    return layers
+
+
+def _chosen(layers: int | list[int], depth: int, key: str) -> list[int]:
+    chosen = spread(layers, depth) if isinstance(layers, int) else layers
+    if chosen[-1] >= depth or len(chosen) > depth:
+        what = f"the teacher has no layer {max(chosen[-1], len(chosen) - 1)}"
+        raise UserError(what, where=key, fix=f"its layers are 0 … {depth - 1}")
+    return chosen
 
 
 class FromConfig:
@@ -84,14 +98,15 @@ class FromConfig:
     Args:
         model_type: transformers' name of the architecture, such as "llama" or "bert"; null: the teacher's config.
         config: Values of that architecture's config, such as hidden_size and num_hidden_layers.
-        tokenizer: Folder or hub id; a tokenizer node to train one on the training rows; null: the teacher's.
+        tokenizer: Folder or hub id; a tokenizer node to train one on the training rows; null: the teacher's. Of
+            models that read images, likewise their image processor.
     """
 
     def __init__(
         self,
         config: dict[str, Any],
         model_type: str | None = None,
-        tokenizer: str | ByteLevelBPE | None = None,
+        tokenizer: str | ByteLevelBPE | ImageProcessor | None = None,
     ) -> None:
         self.model_type = model_type
         self.config = config
@@ -104,29 +119,25 @@ class FromConfig:
 
     def build(self, task: Task, labels: list[str] | None, rows: Rows, teacher: LiveModel | None) -> LiveModel:
         """Make the tokenizer and the model."""
-        tokenizer = self._tokenizer(rows, teacher)
-        special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
-        config = self._config(
-            None if teacher is None else teacher.model.config, {"vocab_size": len(tokenizer)} | special
-        )
-        if config.vocab_size < len(tokenizer):
-            raise UserError(
-                f"{config.vocab_size} is below the tokenizer's {len(tokenizer)}", where="student.config.vocab_size"
-            )
+        tokenizer = self._tokenizer(task, rows, teacher)
+        facts = config_facts(tokenizer)
+        config = self._config(None if teacher is None else teacher.model.config, dict(facts))
+        if "vocab_size" in facts and config.vocab_size < facts["vocab_size"]:
+            what = f"{config.vocab_size} is below the tokenizer's {facts['vocab_size']}"
+            raise UserError(what, where="student.config.vocab_size")
         try:
-            if labels is not None:
-                describe_labels(config, labels)
+            task.prepare(config, labels, trained=False, key="student.config")
             return LiveModel(task.auto_class().from_config(config, dtype=torch.float32), tokenizer, task)
         except (ValueError, RuntimeError, TypeError, KeyError) as error:
             raise UserError(f"no model can be made of it ({error})", where="student.config") from error
 
-    def _tokenizer(self, rows: Rows, teacher: LiveModel | None) -> Any:
+    def _tokenizer(self, task: Task, rows: Rows, teacher: LiveModel | None) -> Any:
         if isinstance(self.tokenizer, str):
-            return load_tokenizer(self.tokenizer, "student.tokenizer")
+            return load_processor(self.tokenizer, task, "student.tokenizer")
+        if isinstance(self.tokenizer, ImageProcessor):
+            return self.tokenizer.make()
         if isinstance(self.tokenizer, ByteLevelBPE):
-            train = rows.split("train")
-            columns = [name for name in ("text", "text_pair", "prompt", "completion") if name in train.column_names]
-            return self.tokenizer.train(text for name in columns for text in train[name][:])
+            return self.tokenizer.train(texts_in(rows.split("train")))
         assert teacher is not None
         return copy.deepcopy(teacher.tokenizer)
 
@@ -146,6 +157,9 @@ class FromConfig:
                 fix = did_you_mean(name, list(known))
                 raise UserError(f"{base.model_type} has no setting '{name}'", where="student.config", fix=fix)
         changes = {base.attribute_map.get(name, name): value for name, value in self.config.items()}
+        if base.is_encoder_decoder:  # its tokens too are those of the tokenizer
+            of_tokenizer |= {"decoder_start_token_id": of_tokenizer.get("pad_token_id")}
+            of_tokenizer |= {"forced_eos_token_id": of_tokenizer.get("eos_token_id")}
         try:
             if self.model_type is None:
                 return type(base).from_dict(independent(base, changes) | changes)
@@ -191,27 +205,41 @@ def _is_layered(name: str, value: Any, config: Any) -> bool:
     return isinstance(value, list | tuple) and len(value) == config.num_hidden_layers and not ids
 
 
-def copy_layers(model: Any, layers: list[int]) -> Any:
+def copy_layers(model: Any, layers: list[int], decoder_layers: list[int] | None = None) -> Any:
     """Make a model of the given layers of another, everything outside the layers copied, in float32.
+
+    Args:
+        model: Of transformers.
+        layers: Of its layers; of an encoder-decoder, of its encoder's.
+        decoder_layers: Of an encoder-decoder's decoder.
 
     Raises:
         UserError: If the model's layers are not to be found.
     """
     config = copy.deepcopy(model.config)
     settings = config.get_text_config()
-    stack = layer_stack(model, "student.layers")
     for name, value in settings.to_dict().items():
         if _is_layered(name, value, model.config.get_text_config()):
             setattr(settings, name, [value[layer] for layer in layers])
     settings.num_hidden_layers = len(layers)
+    kept = dict(zip(layer_stacks(model, "student.layers"), (layers, decoder_layers), strict=False))
+    decoder = decoder_depth(config)
+    if decoder is not None and decoder_layers is not None:
+        setattr(config, decoder[0], len(decoder_layers))
     small = type(model)._from_config(config, dtype=torch.float32)
+    wanted = small.state_dict().keys()
     state = {}
     for name, tensor in model.state_dict().items():
-        match = re.match(rf"{re.escape(stack)}\.(\d+)\.(.*)", name)
-        if match is None:
+        stack = next((path for path in kept if name.startswith(f"{path}.")), None)
+        if stack is None:
             state[name] = tensor
-        elif int(match[1]) in layers:
-            state[f"{stack}.{layers.index(int(match[1]))}.{match[2]}"] = tensor
+            continue
+        number, _, rest = name.removeprefix(f"{stack}.").partition(".")
+        chosen = kept[stack] or []
+        if int(number) in chosen:
+            state[f"{stack}.{chosen.index(int(number))}.{rest}"] = tensor
+        elif number == "0" and f"{stack}.0.{rest}" in wanted:  # T5's first layers hold the position bias of all
+            state.setdefault(f"{stack}.0.{rest}", tensor)
     try:
         small.load_state_dict(state, strict=True)
     except RuntimeError as error:

@@ -68,10 +68,14 @@ class RecordedTeacher:
     def __init__(self, path: str = "recorded with the rows") -> None:
         self.path = path
 
+    def check(self, task: Task) -> None:
+        """Refuse a task whose rows carry no logits."""
+        if not task.soft_labels:
+            raise UserError(f"{task.name} has no recorded soft labels", where="teacher", fix="use teacher=live")
+
     def load(self, task: Task, labels: list[str] | None) -> Model:  # noqa: ARG002
         """Return the teacher; there is nothing to load."""
-        if not task.has_classes:
-            raise UserError(f"{task.name} has no recorded soft labels", where="teacher", fix="use teacher=live")
+        self.check(task)
         return recorded_signal
 
 

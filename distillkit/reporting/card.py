@@ -8,7 +8,14 @@ import yaml
 
 from distillkit import __version__
 
-LIBRARY_TASKS = {"sequence_classification": "text-classification", "causal_lm": "text-generation"}
+LIBRARY_TASKS = {
+    "sequence_classification": "text-classification",
+    "multi_label_classification": "text-classification",
+    "regression": "text-classification",
+    "token_classification": "token-classification",
+    "question_answering": "question-answering",
+    "causal_lm": "text-generation",
+}
 
 
 def made(report: dict[str, Any]) -> str:

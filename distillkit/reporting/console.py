@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from math import ceil
 from types import TracebackType
 
 from rich.box import SIMPLE_HEAD
@@ -29,17 +30,38 @@ def heading(text: str) -> None:
 
 
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table; the first column is text, the others are numbers. One that is too wide is turned on its side."""
-    table = _table(title, columns, rows)
-    if Measurement.get(console, console.options.update(max_width=1000), table).maximum > console.width:
-        turned = list(zip(columns, *rows, strict=True))
-        table = _table(title, turned[0], turned[1:])
-    console.print()
-    console.print(table)
+    """Print a table; the first column is text, the others are numbers.
+
+    One that is too wide is turned on its side, and one that is still too wide is cut into several.
+    """
+    shown = [_table(title, columns, rows)]
+    if not _fits(shown[0]):
+        shown = _turned(title, columns, rows)
+    for table in shown:
+        console.print()
+        console.print(table)
+
+
+def _turned(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[Table]:
+    """Make a column of each row, in as few tables side by side as the terminal has room for."""
+    for parts in range(1, len(rows) + 1):
+        size = ceil(len(rows) / parts)
+        groups = [rows[start : start + size] for start in range(0, len(rows), size)]
+        tables = []
+        for number, group in enumerate(groups):
+            names, *cells = list(zip(columns, *group, strict=True))
+            tables.append(_table(title if number == 0 else "", names, cells))
+        if all(map(_fits, tables)):
+            break
+    return tables
+
+
+def _fits(table: Table) -> bool:
+    return Measurement.get(console, console.options.update(max_width=1000), table).maximum <= console.width
 
 
 def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+    table = Table(title=title or None, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
     for row in rows:

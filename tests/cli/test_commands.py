@@ -190,6 +190,14 @@ REFUSED = {
         ["eval", *DATA, *TEXT, "+evaluate.models.a=teacher"],
         "evaluate.models.a: ",
     ),
+    "no such baseline": (
+        ["eval", *DATA, "+evaluate.models.a=teacher", "evaluate.baseline=b"],
+        "evaluate.baseline: there is no model 'b'",
+    ),
+    "nothing to evaluate on": (
+        ["eval", "dataset=custom", "+evaluate.models.a=teacher"],
+        "dataset: there is nothing to evaluate on; choose a dataset, or evaluate=lm_eval evaluate.tasks=[…]",
+    ),
     "no such split": (
         ["eval", *DATA, "+evaluate.models.a=teacher", "evaluate.split=test"],
         "dataset: dataset 'data' has no test split; it has: train, validation",
@@ -254,7 +262,8 @@ def test_a_bad_stage_is_found_before_the_first_one_starts() -> None:
 
 def test_train_writes_what_the_readme_says() -> None:
     names = {path.name for path in Path("done").iterdir()}
-    assert names == {"train.yaml", "metrics.jsonl", "checkpoints", "model", "report.json", "report.md"}
+    reports = {"report.json", "report.md", "report.html"}
+    assert names == {"train.yaml", "metrics.jsonl", "checkpoints", "model"} | reports
     report = json.loads(Path("done/report.json").read_text())["train"]
     assert report["metrics"].keys() == {"accuracy", "macro_f1", "loss"}
     assert run(*TRAIN, "output_dir=done", "train.checkpoint_every=2").out == "already finished: done/model\n"
@@ -314,8 +323,63 @@ def test_eval_compares_with_the_first_model() -> None:
     expected = models["done"]["metrics"]["accuracy"] / models["teacher"]["metrics"]["accuracy"]
     assert models["done"]["kept"] == pytest.approx(expected)
     assert models["done"]["parameters"] == sum(t.numel() for t in load_file("done/model/model.safetensors").values())
-    for word in ("accuracy", "kept", "agreement", "parameters", "size", "latency", "rows/s"):
+    for word in (
+        "accuracy",
+        "kept",
+        "agreement",
+        "parameters",
+        "size",
+        "latency",
+        "rows/s",
+        "± 95 %",
+        "Δ teacher",
+        "KL",
+    ):
         assert word in out
+
+
+def test_eval_measures_quality_likeness_and_cost() -> None:
+    """Every column is there; the baseline is found by its name; the differences are written."""
+    models = [f"+evaluate.models.{name}={path}" for name, path in (("teacher", "teacher"), ("alone", "student"))]
+    more = ["+evaluate.models.done=done/model", "evaluate.speed_rounds=1", "evaluate.speed_batch_sizes=[4]"]
+    run("eval", *DATA, *models, *more, "output_dir=measured", "evaluate.resamples=200", "evaluate.differences=7")
+    report = json.loads(Path("measured/report.json").read_text())["eval"]
+    assert (report["teacher"], report["baseline"]) == ("teacher", "alone")
+    assert report["resampling"]["count"] == 200
+    done = report["models"]["done"]
+    low, high = done["intervals"]["accuracy"]
+    assert low <= done["metrics"]["accuracy"] <= high
+    for other in ("teacher", "alone"):
+        tested, metric = done["against"][other], report["models"][other]["metrics"]["accuracy"]
+        assert tested["value"] == pytest.approx(done["metrics"]["accuracy"] - metric)
+        assert tested["low"] <= tested["value"] <= tested["high"]
+        assert 0 < tested["p"] <= 1
+    assert done["divergence"] > 0
+    assert 0 < done["calibration"]["error"] < 1
+    assert sum(map(sum, done["confusion"])) == sum(done["calibration"]["counts"]) == report["rows"] == 20
+    assert done["memory"] > 2**20
+    assert done["latency_ms"] <= done["latency_p95_ms"]
+    assert list(done["rows_per_second"]) == ["4"]
+    lines = [json.loads(line) for line in Path("measured/differences.jsonl").read_text().splitlines()]
+    assert [line["name"] for line in lines] == ["alone"] * 7 + ["done"] * 7
+    assert all(line["inputs"]["text"] and line["label"] in LABELS for line in lines)
+    assert "done" in Path("measured/report.html").read_text()
+
+
+def test_language_models_stand_side_by_side() -> None:
+    save(language_model(seed=1), Path("writer_two"))
+    models = ["+evaluate.models.one=writer", "+evaluate.models.two=writer_two", "evaluate.speed=false"]
+    prompts = ["evaluate.prompts=['what a','so very']", "evaluate.sample_tokens=4"]
+    run("eval", *DATA, *TEXT, "task.max_length=32", *models, *prompts, "output_dir=side")
+    report = json.loads(Path("side/report.json").read_text())["eval"]
+    assert [sample["prompt"] for sample in report["samples"]] == ["what a", "so very"]
+    assert all(list(sample["continuations"]) == ["one", "two"] for sample in report["samples"])
+    two = report["models"]["two"]
+    assert (two["divergence"] > 0, two["latency_ms"], two["memory"]) == (True, None, None)
+    assert sum(two["calibration"]["counts"]) > 100
+    first = json.loads(Path("side/differences.jsonl").read_text().splitlines()[0])
+    assert first["measure"] == "difference of losses"
+    assert first["difference"] == pytest.approx(abs(first["model"]["loss"] - first["teacher"]["loss"]))
 
 
 def test_compress_measures_before_and_after_and_holds_the_zeros() -> None:
@@ -381,7 +445,7 @@ def test_prompts_need_no_answers_to_be_answered() -> None:
     run("generate-pseudo", "dataset.train=data/train.jsonl", *columns, *teacher, *much, "output_dir=answers")
     report = json.loads(Path("answers/report.json").read_text())["generate-pseudo"]
     assert report["rows"] > 0
-    assert report["rows"] + report["cut_off"] == 40
+    assert report["rows"] + report["cut_off"] + report["empty"] == 40
     columns = ["dataset.columns.text=null", "dataset.columns.finished=null"]
     columns += ["dataset.columns.prompt=prompt", "dataset.columns.completion=completion"]
     files = ["dataset=pseudo_text", "dataset.train='answers/pseudo/*.parquet'", "student.path=writer"]

@@ -10,8 +10,17 @@ import datasets
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Value
-from transformers import BertConfig, BertForMaskedLM, BertTokenizer, DistilBertConfig, DistilBertForMaskedLM
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    BertConfig,
+    BertForMaskedLM,
+    BertTokenizer,
+    DistilBertConfig,
+    DistilBertForMaskedLM,
+)
 
+from tests.samples import write_rows
 from tests.tiny import BAD, GOOD, LABELS, llama, rows, tokenizer, write_jsonl
 
 GLUE = """\
@@ -53,6 +62,9 @@ def hub(folder: Path) -> None:
     encoder(BertForMaskedLM, BertConfig, folder / "google-bert/bert-base-uncased", **bert)
     distilbert = {"dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 32}
     encoder(DistilBertForMaskedLM, DistilBertConfig, folder / "distilbert/distilbert-base-uncased", **distilbert)
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
+    bart = {"d_model": 16, "encoder_layers": 6, "decoder_layers": 6, "decoder_start_token_id": 3, "eos_token_id": 3}
+    encoder(BartForConditionalGeneration, BartConfig, folder / "facebook/bart-base", bos_token_id=2, **bart, **heads)
     decoder(folder / "HuggingFaceTB/SmolLM2-360M-Instruct")
     glue = folder / "nyu-mll/glue"
     (glue / "sst2").mkdir(parents=True)
@@ -76,9 +88,21 @@ def own_data(folder: Path) -> None:
     random.seed(0)
     texts = "".join(f"{row['text']}\n" for row in rows(60, seed=3))
     (folder / "texts.csv").write_text(f"text\n{texts}", encoding="utf-8")
+    for name, task in (
+        ("pairs", "regression"),
+        ("topics", "multi_label"),
+        ("tags", "token_classification"),
+        ("questions", "question_answering"),
+    ):
+        write_rows(folder / name, task)
     for name, count in (("instructions", 24), ("valid", 8)):
         made = rows(count)
         write_jsonl(folder / f"{name}.jsonl", [{"prompt": r["text"], "completion": r["label"]} for r in made])
+    made = rows(16)
+    write_jsonl(folder / "sources.jsonl", [{"source": row["text"], "target": row["label"]} for row in made])
+    turns = [("text", "user"), ("label", "assistant")]
+    chats = [{"messages": [{"role": role, "content": row[name]} for name, role in turns]} for row in made]
+    write_jsonl(folder / "chats.jsonl", chats)
 
 
 @pytest.fixture(scope="session")

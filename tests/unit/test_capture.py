@@ -158,7 +158,7 @@ def test_a_teacher_does_no_more_than_asked(wanted, layers, head):
 
 def test_a_teachers_answers_can_be_kept_for_the_backward_pass():
     for live in (classifier(), language_model()):
-        batch = live.task.collate([{"input_ids": [5, 6, 7], "label": 0, "counts_from": 1}], live.tokenizer)
+        batch = live.task.collate([{"input_ids": [5, 6, 7], "label": 0, "spans": [1, 3], "bytes": 1}], live.tokenizer)
         signal = FrozenModel(live, Wanted(True, frozenset({"layers.0.hidden"})))(batch)
         logits = signal.logits
         tensors = [logits.hidden, logits.weight] if isinstance(logits, HeadLogits) else [logits.values]

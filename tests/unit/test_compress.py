@@ -66,7 +66,9 @@ def test_a_chain_writes_variants_that_load_and_whose_zeros_stay(config, tmp_path
 
     compressed = tmp_path / "out" / "compressed"
     assert list(report["models"]) == ["uncompressed", "prune", "retrain", "int8"]
-    assert sorted(path.name for path in compressed.iterdir()) == ["int8", "prune", "retrain", "retrain.metrics.jsonl"]
+    assert sorted(path.name for path in compressed.iterdir()) == [
+        *("differences.jsonl", "int8", "prune", "retrain", "retrain.metrics.jsonl")
+    ]
     pruned, retrained = [load_file(compressed / name / "model.safetensors") for name in ("prune", "retrain")]
     zeros = {name: weight == 0 for name, weight in pruned.items() if ".layer." in name and weight.dim() == 2}
     assert sum(int(zero.sum()) for zero in zeros.values()) > 0
@@ -102,7 +104,7 @@ def test_a_finished_run_is_not_repeated_and_a_killed_one_is(config, tmp_path):
     (tmp_path / "out" / "report.json").unlink()
     (tmp_path / "out" / "compressed" / ".prune.partial").mkdir()
     assert compress.main(config)["models"] == first["models"]
-    assert sorted(path.name for path in weights.parent.parent.iterdir()) == ["prune"]
+    assert sorted(path.name for path in weights.parent.parent.iterdir()) == ["differences.jsonl", "prune"]
 
 
 def step(name: str, **arguments) -> dict:

@@ -81,3 +81,16 @@ def test_a_table_is_not_squeezed_where_the_output_is_no_terminal(screen):
     text = screen.getvalue()
     assert "a-student-with-a-long-name" in text
     assert "91.00 %" in text
+
+
+@pytest.mark.parametrize(("models", "tables"), [(2, 1), (6, 1), (9, 2)])
+def test_a_table_that_is_too_wide_is_turned_and_then_cut(screen, models, tables):
+    columns = ["model", *(f"a metric with a name {number}" for number in range(8))]
+    rows = [[f"model-{row}", *["12.34 %"] * 8] for row in range(models)]
+    console.show_table("models", columns, rows)
+    lines = screen.getvalue().splitlines()
+    assert max(map(len, lines)) <= 90
+    assert sum(line.strip().startswith("model ") for line in lines) == tables
+    for row in range(models):
+        assert f"model-{row}" in screen.getvalue()
+    assert screen.getvalue().count("12.34 %") == 8 * models

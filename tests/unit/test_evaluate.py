@@ -15,7 +15,7 @@ from torch.nn import functional
 from distillkit.data.encode import Encoded, encode
 from distillkit.data.files import FileDataset
 from distillkit.evaluation import evaluate as evaluation
-from distillkit.evaluation.evaluate import agreement, evaluate
+from distillkit.evaluation.evaluate import evaluate
 from distillkit.signals import IGNORE, Batch, DenseLogits, Signal
 from distillkit.tasks.base import Answers
 from distillkit.tasks.sequence_classification import SequenceClassification
@@ -91,21 +91,6 @@ def test_perplexity_does_not_depend_on_the_batch_size(tmp_path):
         items += len(row) - 1
     assert found[0]["loss"] == pytest.approx(total / items, rel=1e-6)
     assert found[0]["perplexity"] == pytest.approx(np.exp(total / items), rel=1e-6)
-
-
-def test_agreement_is_the_share_of_equal_predictions(tmp_path):
-    one, other = (language_model(seed=seed).eval() for seed in (0, 1))
-    data = encoded(tmp_path, one.task)
-    first, second = (evaluate(model, one.task, data, 8, accelerator()).answers for model in (one, other))
-    flat = [np.concatenate(answers["prediction"]) for answers in (first, second)]
-    assert agreement(first, second) == pytest.approx((flat[0] == flat[1]).mean())
-    assert agreement(first, first) == 1.0
-
-
-def test_agreement_counts_rows_without_a_label_too(three_of_four):
-    answers = evaluate(Guess(), SequenceClassification(), three_of_four, 8, accelerator()).answers
-    other = {"prediction": [3] * 9 + answers["prediction"][9:]}
-    assert agreement(answers, other) == pytest.approx(36 / 45)
 
 
 def test_only_what_the_metrics_need_is_exchanged(three_of_four):

@@ -272,6 +272,19 @@ def test_answers_that_were_cut_off_are_left_out_and_counted(answering, tmp_path,
     assert "2 cut-off answers left out" in read_report(tmp_path / "answers")["generate-pseudo"]["markdown"]
 
 
+def test_answers_that_say_nothing_are_left_out_and_counted(answering, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        TeacherText, "_answer", lambda self, asked, teacher: [(" \n"[: len(asked)], True) for _ in asked]
+    )
+    with pytest.raises(UserError, match=r"^generate\.max_new_tokens"):
+        generate_pseudo.main(answering)
+    answers = iter(["a", "", "b", " ", "c"])
+    monkeypatch.setattr(TeacherText, "_answer", lambda self, asked, teacher: [(next(answers), True) for _ in asked])
+    report = generate_pseudo.main(answering)
+    assert (report["rows"], report["cut_off"], report["empty"]) == (3, 0, 2)
+    assert "2 empty answers left out" in read_report(tmp_path / "answers")["generate-pseudo"]["markdown"]
+
+
 def test_no_answer_at_all_is_an_error_and_not_an_empty_dataset(answering, tmp_path, monkeypatch):
     script(monkeypatch, *[False] * 5)
     with pytest.raises(UserError, match=r"^generate\.max_new_tokens"):

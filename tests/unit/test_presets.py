@@ -16,6 +16,8 @@ from distillkit.models.teachers import FrozenModel
 from distillkit.signals import Batch
 from distillkit.tasks.base import Task
 from distillkit.tasks.causal_lm import CausalLM
+from distillkit.tasks.multi_label import MultiLabelClassification
+from distillkit.tasks.regression import Regression
 from distillkit.tasks.sequence_classification import SequenceClassification
 from tests.tiny import bert, llama, tokenizer
 
@@ -40,26 +42,43 @@ def compose(tmp_path, monkeypatch):
     return composed
 
 
+TASKS: dict[str, Task] = {
+    "classes": SequenceClassification(32),
+    "tokens": CausalLM(32),
+    "labels": MultiLabelClassification(32),
+    "scores": Regression(32),
+}
+CASES = [
+    (name, kind)
+    for name in PRESETS
+    for kind in (("labels",) if "label" in name else ("scores",) if "regression" in name else ("classes", "tokens"))
+]
+
+
 def live(kind: str, layers: int, hidden: int, seed: int) -> LiveModel:
-    task: Task = SequenceClassification(32) if kind == "bert" else CausalLM(32)
-    model = bert(layers, hidden, seed) if kind == "bert" else llama(layers, hidden, seed)
-    return LiveModel(model, tokenizer(), task)
+    model = (
+        llama(layers, hidden, seed)
+        if kind == "tokens"
+        else bert(layers, hidden, seed, labels=1 if kind == "scores" else 2)
+    )
+    return LiveModel(model, tokenizer(), TASKS[kind])
 
 
 def rows(task: Task) -> Batch:
     random = torch.Generator().manual_seed(0)
     lengths = torch.randint(4, 12, (16,), generator=random).tolist()
     ids = [torch.randint(5, 300, (length,), generator=random).tolist() for length in lengths]
-    return task.collate([{"input_ids": i, "label": i[0] % 2, "counts_from": 1} for i in ids], tokenizer())
+    labels = [{"label": i[0] % 2, "labels": [float(i[0] % 2), float(i[1] % 2)], "score": i[0] / 100} for i in ids]
+    made = [{"input_ids": i, "spans": [1, len(i)], "bytes": 1, **label} for i, label in zip(ids, labels, strict=True)]
+    return task.collate(made, tokenizer())
 
 
-@pytest.mark.parametrize("kind", ["bert", "llama"])
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize(("name", "kind"), CASES)
 def test_a_preset_lowers_its_loss(name, kind, compose):
     """From a wider and deeper teacher, whose answers are surer than those of random weights."""
     objective = compose(f"loss={name}", *NARROW.get(name, []))
     student, teacher = live(kind, 2, 16, seed=1), live(kind, 3, 32, seed=0)
-    head = teacher.model.get_output_embeddings() if kind == "llama" else teacher.model.classifier
+    head = teacher.model.get_output_embeddings() if kind == "tokens" else teacher.model.classifier
     torch.nn.init.normal_(head.weight)
     torch.manual_seed(0)
     objective.bind(shape_of(student.model.config), shape_of(teacher.model.config))

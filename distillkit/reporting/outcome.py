@@ -1,0 +1,18 @@
+"""What a command came to, in a few words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from distillkit.reporting import numbers
+
+
+def outcome(result: Mapping[str, Any]) -> str:
+    """Say in a few words what a command came to."""
+    if "models" in result:
+        return f"{len(result['models'])} models compared"
+    if "metrics" in result:
+        metrics = ", ".join(f"{numbers.title(n)} {numbers.metric_value(n, v)}" for n, v in result["metrics"].items())
+        return f"{result['steps']:,} steps in {numbers.duration(result['seconds'])}{'; ' if metrics else ''}{metrics}"
+    return f"{result['rows']:,} rows" if "rows" in result else "done"
