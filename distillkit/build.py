@@ -191,4 +191,17 @@ def _inside(value: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def _shown(hint: Any) -> str:
-    return inspect.formatannotation(hint).replace("typing.", "")
+    """Say in a user's words what a type hint wants."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return " or ".join(_shown(arm) for arm in inner)
+    if origin is Literal:
+        return " or ".join(repr(choice) for choice in inner)
+    if hint is type(None):
+        return "null"
+    kind = origin or hint
+    if isinstance(kind, type) and issubclass(kind, Mapping):
+        return f"a mapping to {_shown(inner[1])}" if inner else "a mapping"
+    if isinstance(kind, type) and issubclass(kind, Sequence) and kind is not str:
+        return f"a list of {_shown(inner[0])}" if inner else "a list"
+    return hint.__name__ if hint in SCALARS else f"a {getattr(hint, '__name__', hint)} node"

@@ -30,8 +30,8 @@ def test_commands_recipes_and_flags(shell: Shell) -> None:
     assert complete(shell, "ev") == ["eval"]
     assert set(recipe_files()) <= set(complete(shell, "train", ""))
     assert complete(shell, "train", "./mi") == ["./mine.yaml"]
-    assert complete(shell, "train", "mi") == ["mine.yaml"]
-    assert complete(shell, "train", "--config-dir", ".", "mi") == ["mine", "mine.yaml"]
+    assert complete(shell, "train", "mine") == ["mine.yaml"]
+    assert complete(shell, "train", "--config-dir", ".", "mine") == ["mine", "mine.yaml"]
     assert complete(shell, "train", "mine.yaml", "--res") == ["--resolve"]
     assert complete(shell, "train", "--cfg", "j") == ["job"]
     assert complete(shell, "completion", "z") == ["zsh"]

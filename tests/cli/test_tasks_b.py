@@ -198,7 +198,7 @@ def test_images() -> None:
     AutoModelForImageClassification.from_pretrained("vit/student/model")
     assert AutoImageProcessor.from_pretrained("vit/small/compressed/retrain").size["height"] == 16
     named = ["+evaluate.models.teacher=vit/teacher/model", "+evaluate.models.int8=vit/small/compressed/int8"]
-    run("eval", *task, *named, "evaluate.speed_rounds=1", "evaluate.memory=false", "output_dir=vit/exported")
+    run("eval", *task, *named, "evaluate.speed=false", "evaluate.memory=false", "output_dir=vit/exported")
     run("generate-pseudo", *task, "teacher=live", "teacher.path=vit/teacher/model", "output_dir=vit/soft")
     recorded = ["dataset=pseudo", "dataset.train='vit/soft/pseudo/*.parquet'", "teacher=recorded", "loss=kd"]
     run("train", task[0], *recorded, *SHORT, "student.path=vit/student/model", "output_dir=vit/softly")
