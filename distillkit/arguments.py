@@ -11,7 +11,7 @@ from distillkit.errors import UserError, did_you_mean
 COMMANDS = {
     "run": "the whole recipe: its stages in order, finished ones skipped, one report at the end",
     "train": "train a student: with a teacher (distillation) or without one (fine-tuning)",
-    "eval": "compare models in one table: quality, agreement, size, speed",
+    "eval": "compare models side by side: quality with intervals and tests, likeness, size, memory, speed",
     "generate-pseudo": "let the teacher label or write data that train can read",
     "compress": "apply a chain of steps to a model and measure before and after each",
 }

@@ -61,7 +61,9 @@ KEYS = {
   +evaluate.models.NAME=PATH     one more model of the table; the first is the teacher
   evaluate.split=NAME            validation, test, …
   evaluate.limit=N               rows; evaluate.batch_size=N
-  evaluate.speed=true|false      measure latency and throughput""",
+  evaluate.baseline=NAME         the model trained without a teacher: every other one is tested against it
+  evaluate.speed=true|false      measure latency, throughput and memory
+  evaluate=lm_eval               with evaluate.tasks=[…]: the tasks of lm-eval in place of a dataset""",
     "generate-pseudo": """\
   generate=OPTION                what is written: soft_labels, …
   dataset=OPTION                 the rows that the teacher sees

@@ -8,6 +8,9 @@ Names, and what is captured for them:
                          q · k / √head_width are the scores            `[batch, heads, length, head_width]`
     layers.3.key, .value likewise `[batch, key_value_heads, length, head_width]`
     module:bert.pooler   output of the module with that path           `[batch, …]`
+
+The layers of an encoder-decoder are its encoder's, and modules are of its encoder too: a batch's positions are the
+source's.
 """
 
 from __future__ import annotations

@@ -92,10 +92,13 @@ class EvaluateSettings:
     samples: int = 3  # texts that language models go on with; 0: none
     sample_tokens: int = 32  # of each continuation
     prompts: list[str] = field(default_factory=list)  # to go on with; none: the beginnings of the first rows
-    memory: bool = True  # measure peak memory, each model in a process of its own
     speed: bool = True  # measure latency and throughput
     speed_batch_sizes: list[int] = field(default_factory=lambda: [8, 32])  # of the throughput; latency is at 1
     speed_rounds: int = 7
+    memory: bool | None = None  # measure peak memory, each model in a process of its own; null: if speed is measured
+    tasks: list[str] = field(default_factory=list)  # of lm-eval, which then asks the models in place of the dataset
+    tasks_folder: str | None = None  # with task files of one's own
+    few_shot: int | None = None  # examples before each question of a task; null: as the task says
 
 
 @dataclass

@@ -32,7 +32,7 @@ from distillkit.evaluation.vocabulary import Spread, spreads
 from distillkit.freeze import digest
 from distillkit.models.tokenizers import same_vocabulary
 from distillkit.reporting.comparison import cost_grid, heading, notes, quality_grid
-from distillkit.reporting.console import notice, show_table
+from distillkit.reporting.console import notice, remark, show_table
 from distillkit.reporting.environment import environment
 from distillkit.reporting.files import plain, write_report
 from distillkit.reporting.markdown import comparison_markdown
@@ -72,6 +72,8 @@ def check_settings(settings: EvaluateSettings) -> None:
         raise UserError("needs numbers of rows, such as [8,32]", where="evaluate.speed_batch_sizes")
     if settings.limit is not None and settings.limit < 1:
         raise UserError(f"must be at least 1 or null, got {settings.limit}", where="evaluate.limit")
+    if not all(text.strip() for text in settings.prompts):
+        raise UserError("a prompt is empty", where="evaluate.prompts")
     known = list(settings.models)
     if settings.baseline is not None and known and settings.baseline not in known:
         fix = did_you_mean(settings.baseline, known)
@@ -118,7 +120,7 @@ def show(config: Config, command: str, report: dict[str, Any]) -> None:
     show_table(heading(report), quality.titles, quality.rows)
     show_table("", cost.titles, cost.rows)
     for what, meaning in notes(report):
-        notice(f"  {what}: {meaning}")
+        remark(f"{what}: {meaning}")
     notice(f"report: {Path(config.output_dir) / 'report.html'}")
 
 

@@ -21,7 +21,7 @@ from distillkit.evaluation.evaluate import Evaluation
 from distillkit.evaluation.examples import Examples
 from distillkit.evaluation.memory import Memory, measure_memory
 from distillkit.evaluation.resampling import Resampled
-from distillkit.evaluation.samples import beginnings, samples
+from distillkit.evaluation.samples import as_prompt, beginnings, samples
 from distillkit.evaluation.size import size_on_disk
 from distillkit.evaluation.speed import Speed, measure_speed
 from distillkit.evaluation.vocabulary import Spread
@@ -199,7 +199,7 @@ def write_samples(
     models = {name: entry.model for name, entry in measured.items()}
     if task.auto_class() is AutoModelForCausalLM:
         tokenizer = next(iter(models.values())).tokenizer
-        prompts = [tokenizer(text)["input_ids"] for text in settings.prompts]
+        prompts = [as_prompt(text, tokenizer) for text in settings.prompts]
         room = max(1, task.max_length - settings.sample_tokens)
         prompts = prompts or beginnings(encoded, settings.samples, room)
         written = samples(models, prompts, settings.sample_tokens, tokenizer, accelerator.device)

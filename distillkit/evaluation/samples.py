@@ -69,6 +69,12 @@ def continue_greedily(
     return [text[len(prompt) :] for text, prompt in zip(texts, prompts, strict=True)]
 
 
+def as_prompt(text: str, tokenizer: Any) -> list[int]:
+    """Tokenise a text that is to go on: without an end-of-text token, which some tokenizers add."""
+    ids = tokenizer(text)["input_ids"]
+    return ids[:-1] if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id else ids
+
+
 def beginnings(data: Encoded, count: int, tokens: int) -> list[list[int]]:
     """Return what stands before the first counted token of the first texts; of plain texts, their first tokens.
 

@@ -19,7 +19,7 @@ from distillkit.losses.sparse import compare
 from distillkit.signals import DenseLogits, HeadLogits, Logits, SparseLogits, chunks
 
 CHUNK = {"cpu": 1 << 24, "cuda": 1 << 27}  # logits
-BLOCK = 1 << 17  # logits for each thread of a processor; on a GPU a block is a chunk
+BLOCK = 1 << 20  # logits; smaller ones wake all threads for too little work. On a GPU a block is a chunk
 SLICE = 1 << 14  # rows of the head whose gradient one product in half precision covers
 
 
@@ -58,23 +58,21 @@ class Pass:
     def _chunk(self, items: slice | Tensor, losses: Sequence[tuple[LogitLoss, float]]) -> Tensor:
         head, product = self._student.head, self._student.multiply(items)
         said = self._ask(items) if any(loss.needs_teacher for loss, _ in losses) else None
-        labels, sums = self._labels[items], []
-        block = BLOCK * torch.get_num_threads() if self._device == "cpu" else CHUNK[self._device]
+        labels, found = self._labels[items], []
+        block = BLOCK if self._device == "cpu" else CHUNK[self._device]
         for start, stop in chunks(len(labels), self._classes, block):
             part = product[start:stop]
             logits, teacher = head.finish(exact(part)), self._finished(said, start, stop)
             if self._wanted:
-                into = part if part.dtype == logits.dtype else None  # the product becomes its own gradient
+                into = part if part.dtype == logits.dtype else None
                 values, gradient = differentiate(losses, logits, teacher, labels[start:stop], into)
-                gradient = head.unfinish(gradient, logits)
-                if into is None:
-                    part.copy_(gradient)
+                part.copy_(head.unfinish(gradient, logits))  # the product becomes its own gradient
             else:
                 values = compare([loss for loss, _ in losses], logits, teacher, labels[start:stop])
-            sums.append(torch.stack([value.sum() for value in values]))
+            found.append(values)
         if self._wanted:
             self._accumulate(items, product)
-        return torch.stack(sums).sum(dim=0)
+        return torch.stack([torch.cat(blocks).sum() for blocks in zip(*found, strict=True)])
 
     def _ask(self, items: slice | Tensor) -> DenseLogits | SparseLogits | None:
         """Return what the teacher says about a chunk; a head's product is not finished yet."""

@@ -10,8 +10,10 @@ from typing import Protocol, TypeGuard
 
 import torch
 from torch import Tensor
+from torch.linalg import vecdot
 
 from distillkit.losses.base import LogitLoss
+from distillkit.losses.shared import floored
 from distillkit.losses.sparse import compare
 from distillkit.signals import DenseLogits, SparseLogits
 
@@ -55,11 +57,13 @@ def differentiate(
 
 
 class Softmax:
-    """softmax(z / T) of logits `[items, classes]`, normalised only where that is asked for: a pass over memory each.
+    """softmax(z / T) of logits `[items, classes]`, in parts: a pass over memory that nobody asks for is not made.
 
     Attributes:
-        shifted: z / T less its maximum `[items, classes]`.
-        log_total: `[items, 1]`; log-probabilities are shifted − log_total.
+        shifted: z / T less its maximum.
+        powers: Their exponentials; probabilities are powers / total.
+        total: Σ powers `[items, 1]`.
+        log_total: Its logarithm; log-probabilities are shifted − log_total.
     """
 
     def __init__(self, logits: Tensor, temperature: float) -> None:
@@ -67,7 +71,7 @@ class Softmax:
         if temperature != 1:
             self.shifted.div_(temperature)
         self.powers = self.shifted.exp()
-        self.total = self.powers.sum(dim=-1, keepdim=True)  # probabilities are powers / total
+        self.total = self.powers.sum(dim=-1, keepdim=True)
         self.log_total = self.total.log()
         self._normalised = False
 
@@ -80,54 +84,84 @@ class Softmax:
             self._normalised = True
         return self.powers
 
+    def mean(self, values: Tensor) -> Tensor:
+        """Return Σ probability · value `[items]`."""
+        return vecdot(self.powers, values) / self.total.squeeze(-1)
+
 
 class Student(Softmax):
     """The student's q, and the pull of the losses on it: u = −∂ loss / ∂ log q `[items, classes]`.
 
     ∂ log qᵢ / ∂ zⱼ = (δᵢⱼ − qⱼ) / T, so that the gradient of a loss is (q Σ u − u) / T. Where u is a distribution, such
-    as the teacher's p of forward KL or the label of cross-entropy, that is the well-known (q − u) / T.
+    as the teacher's p in forward KL or the label in cross-entropy, that is the well-known (q − u) / T.
     """
 
     def __init__(self, logits: Tensor, temperature: float) -> None:
         super().__init__(logits, temperature)
         self._temperature = temperature
         self._push: Tensor | None = None  # −u / T
-        self._points: list[tuple[Tensor, Tensor]] = []
+        self._points: list[tuple[Tensor, Tensor]] = []  # what belongs to it at single classes
+        self._sum = torch.zeros_like(self.total)  # over the classes
 
-    def add(self, pull: Tensor, scale: float) -> None:
-        """Add scale · pull `[items, classes]`, which may leave out any multiple of q."""
+    def add(self, pull: Tensor | Softmax, scale: float) -> None:
+        """Add scale · pull: `[items, classes]`, which may leave out any multiple of q, or the teacher's softmax."""
         factor = -scale / self._temperature
-        self._push = pull * factor if self._push is None else self._push.add_(pull, alpha=factor)
+        if isinstance(pull, Softmax):
+            weight = factor / pull.total
+            self._push = pull.powers * weight if self._push is None else self._push.addcmul_(pull.powers, weight)
+            self._sum += factor
+        else:
+            self._push = pull * factor if self._push is None else self._push.add_(pull, alpha=factor)
+            self._sum += factor * pull.sum(dim=-1, keepdim=True)
 
-    def add_at(self, classes: Tensor, pull: Tensor) -> None:
-        """Add a pull `[items, 1]` at one class `[items, 1]` of each item."""
-        self._points.append((classes, pull / -self._temperature))
+    def add_at(self, classes: Tensor, pull: Tensor, scale: float) -> None:
+        """Add scale · pull `[items, 1]` at one class `[items, 1]` of each item."""
+        push = pull * (-scale / self._temperature)
+        self._points.append((classes, push))
+        self._sum += push
 
     def gradient(self, out: Tensor | None = None) -> Tensor:
         """Return the gradient with respect to the logits `[items, classes]`."""
         push = torch.zeros_like(self.powers) if self._push is None else self._push
-        for classes, at_one in self._points:
-            push.scatter_add_(-1, classes, at_one)
-        weight = push.sum(dim=-1, keepdim=True) / self.total
-        return torch.addcmul(push, self.powers, weight, value=-1, out=push if out is None else out)
+        for classes, some in self._points:
+            push.scatter_add_(-1, classes, some)
+        return torch.addcmul(push, self.powers, self._sum / self.total, value=-1, out=push if out is None else out)
 
 
 class Pair:
-    """Teacher's p and student's q at one temperature, over the classes that both have: `[items, classes]` each."""
+    """Teacher's p and student's q at one temperature, over the classes that both have."""
 
     def __init__(self, teacher: Softmax, student: Student) -> None:
-        self._teacher, self.student = teacher, student
-        self.log_ratio = teacher.shifted.sub_(student.shifted).add_(student.log_total - teacher.log_total)  # log p / q
+        self.teacher, self.student = teacher, student
+        self._difference = teacher.shifted.sub_(student.shifted)
+        self._offset = student.log_total - teacher.log_total
+        self._finished = False
 
     @property
     def p(self) -> Tensor:
-        """The teacher's; not to be changed."""
-        return self._teacher.probabilities
+        """The teacher's probabilities `[items, classes]`; not to be changed."""
+        return self.teacher.probabilities
 
     @property
     def q(self) -> Tensor:
-        """The student's; not to be changed."""
+        """The student's probabilities `[items, classes]`; not to be changed."""
         return self.student.probabilities
+
+    @property
+    def log_ratio(self) -> Tensor:
+        """log(p / q) `[items, classes]`; not to be changed."""
+        if not self._finished:
+            self._difference.add_(self._offset)
+            self._offset = torch.zeros_like(self._offset)
+            self._finished = True
+        return self._difference
+
+    def kl(self) -> Tensor:
+        """Return KL(p ‖ q) = Σ p log(p / q) `[items]`."""
+        value = self.teacher.mean(self._difference)
+        if value.isnan().any():  # 0 · log 0
+            value = self.teacher.mean(floored(self._difference))
+        return value + self._offset.squeeze(-1)
 
 
 class Block:

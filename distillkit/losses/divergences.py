@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 from torch.linalg import vecdot
 
-from distillkit.losses.derivatives import Block, Pair
+from distillkit.losses.derivatives import Block, Pair, Softmax
 from distillkit.losses.schedule import Schedule
 from distillkit.losses.shared import (
+    EXPONENT,
     TaughtLoss,
     floored,
     fraction,
@@ -54,8 +55,11 @@ class Divergence(TaughtLoss):
         """Return D `[items]` from log-probabilities of teacher and student `[items, classes]`."""
         raise NotImplementedError
 
-    def pull(self, at: Pair) -> tuple[Tensor, Tensor]:
-        """Return D `[items]`, and −∂D / ∂ log q `[items, classes]` with p held, up to a multiple of q."""
+    def pull(self, at: Pair) -> tuple[Tensor, Tensor | Softmax]:
+        """Return D `[items]`, and −∂D / ∂ log q `[items, classes]` with p held, up to a multiple of q.
+
+        The second says how strongly each class pulls at the student's probability; where it is p, as the softmax it is.
+        """
         raise NotImplementedError
 
     def derive(self, block: Block, scale: float) -> Tensor:
@@ -86,9 +90,9 @@ class ForwardKL(Divergence):
         """Return KL(p ‖ q)."""
         return kl(floored(log_p), log_q)
 
-    def pull(self, at: Pair) -> tuple[Tensor, Tensor]:
-        """Return Σ p log(p / q) and p."""
-        return vecdot(at.p, floored(at.log_ratio)), at.p
+    def pull(self, at: Pair) -> tuple[Tensor, Tensor | Softmax]:
+        """Return KL(p ‖ q) and p."""
+        return at.kl(), at.teacher
 
 
 class ReverseKL(Divergence):
@@ -102,7 +106,7 @@ class ReverseKL(Divergence):
         """Return KL(q ‖ p)."""
         return kl(log_q, log_p)
 
-    def pull(self, at: Pair) -> tuple[Tensor, Tensor]:
+    def pull(self, at: Pair) -> tuple[Tensor, Tensor | Softmax]:
         """Return Σ q log(q / p) and q log(p / q)."""
         pull = at.q * at.log_ratio
         return -pull.sum(dim=-1), pull
@@ -121,9 +125,9 @@ class SoftCrossEntropy(Divergence):
         """Return −Σ p log q."""
         return -(log_p.exp() * log_q).sum(dim=-1)
 
-    def pull(self, at: Pair) -> tuple[Tensor, Tensor]:
+    def pull(self, at: Pair) -> tuple[Tensor, Tensor | Softmax]:
         """Return −Σ p log q and p."""
-        return at.student.log_total.squeeze(-1) - vecdot(at.p, at.student.shifted), at.p
+        return at.student.log_total.squeeze(-1) - at.teacher.mean(at.student.shifted), at.teacher
 
 
 class SymmetricKL(Divergence):
@@ -139,7 +143,7 @@ class SymmetricKL(Divergence):
         """Return the mean of both KLs."""
         return (kl(floored(log_p), log_q) + kl(log_q, log_p)) / 2
 
-    def pull(self, at: Pair) -> tuple[Tensor, Tensor]:
+    def pull(self, at: Pair) -> tuple[Tensor, Tensor | Softmax]:
         """Return ½ Σ (p − q) log(p / q) and ½ (p + q log(p / q))."""
         return vecdot(at.p - at.q, at.log_ratio) / 2, (at.q * at.log_ratio).add_(at.p).div_(2)
 
@@ -168,15 +172,22 @@ class GeneralizedJSD(Divergence):
             return kl(log_q, log_p)
         return kl_to_mixture(log_p, log_q, 1 - self.beta) + kl_to_mixture(log_q, log_p, self.beta)
 
-    def pull(self, at: Pair) -> tuple[Tensor, Tensor]:
+    def pull(self, at: Pair) -> tuple[Tensor, Tensor | Softmax]:
         """Return D and q log(m / q) / β, whose sum is less the student's part of D; it tends to p − q as β → 0."""
         if self.beta == 0:
-            return vecdot(at.p, floored(at.log_ratio)), at.p
-        pull = at.q * log_mixture(at.log_ratio, self.beta).div_(self.beta)
-        value = -pull.sum(dim=-1)
-        if self.beta < 1:
-            value = value - vecdot(at.p, log_mixture(-at.log_ratio, 1 - self.beta)) / (1 - self.beta)
-        return value, pull
+            return at.kl(), at.teacher
+        if self.beta == 1:
+            pull = at.q * at.log_ratio
+            return -pull.sum(dim=-1), pull
+        log_ratio = at.log_ratio.clamp(-EXPONENT, EXPONENT)
+        if self.beta <= 0.5:  # one logarithm gives both, and the other way round would lose digits
+            over_q = log_mixture(log_ratio, self.beta)  # log(m / q)
+            over_p = over_q - log_ratio
+        else:
+            over_p = log_mixture(-log_ratio, 1 - self.beta)
+            over_q = over_p + log_ratio
+        pull = over_q.mul_(at.q).div_(self.beta)
+        return -pull.sum(dim=-1) - at.teacher.mean(over_p) / (1 - self.beta), pull
 
 
 class SkewedForwardKL(Divergence):
@@ -197,7 +208,7 @@ class SkewedForwardKL(Divergence):
         """Return KL(p ‖ α p + (1 − α) q)."""
         return (1 - self.alpha) * kl_to_mixture(floored(log_p), log_q, 1 - self.alpha)
 
-    def pull(self, at: Pair) -> tuple[Tensor, Tensor]:
+    def pull(self, at: Pair) -> tuple[Tensor, Tensor | Softmax]:
         """Return −Σ p log(m / p) and p s, where s = (1 − α) q / m is the student's share of the mixture."""
         value = -vecdot(at.p, log_mixture(-floored(at.log_ratio), 1 - self.alpha))
         return value, _share(-at.log_ratio, 1 - self.alpha).mul_(at.p)
@@ -217,7 +228,7 @@ class SkewedReverseKL(SkewedForwardKL):
         """Return KL(q ‖ (1 − α) p + α q)."""
         return (1 - self.alpha) * kl_to_mixture(log_q, log_p, 1 - self.alpha)
 
-    def pull(self, at: Pair) -> tuple[Tensor, Tensor]:
+    def pull(self, at: Pair) -> tuple[Tensor, Tensor | Softmax]:
         """Return −Σ q log(m / q) and q (log(m / q) + s), where s = α q / m is the student's share of the mixture."""
         pull = at.q * log_mixture(at.log_ratio, 1 - self.alpha)
         return -pull.sum(dim=-1), pull.addcmul_(at.q, _share(-at.log_ratio, self.alpha))
@@ -244,10 +255,10 @@ class AdaptiveKL(Divergence):
         share = self.forward_share(log_p.exp(), log_q.exp())
         return share * kl(floored(log_p), log_q) + (1 - share) * kl(log_q, log_p)
 
-    def pull(self, at: Pair) -> tuple[Tensor, Tensor]:
+    def pull(self, at: Pair) -> tuple[Tensor, Tensor | Softmax]:
         """Return D and w p + (1 − w) q log(p / q)."""
         share, reverse = self.forward_share(at.p, at.q), at.q * at.log_ratio
-        value = share * vecdot(at.p, floored(at.log_ratio)) - (1 - share) * reverse.sum(dim=-1)
+        value = share * at.kl() - (1 - share) * reverse.sum(dim=-1)
         share = share.unsqueeze(-1)
         return value, reverse.mul_(1 - share).addcmul_(at.p, share)
 
@@ -278,7 +289,7 @@ class TotalVariation(Divergence):
         """Return ½ Σ |p − q|."""
         return (log_p.exp() - log_q.exp()).abs().sum(dim=-1) / 2
 
-    def pull(self, at: Pair) -> tuple[Tensor, Tensor]:
+    def pull(self, at: Pair) -> tuple[Tensor, Tensor | Softmax]:
         """Return ½ Σ |p − q| and ½ q sign(p − q)."""
         change = at.p - at.q
         return change.abs().sum(dim=-1) / 2, change.sign_().mul_(at.q).div_(2)

@@ -46,17 +46,17 @@ class CrossEntropy(LogitLoss):
     def derive(self, block: Block, scale: float) -> Tensor:
         """Add scale times the derivative of `per_item` to the block; return nats `[items]`."""
         student = block.softened(block.student.shape[-1], 1.0)
-        known = (block.labels != IGNORE).unsqueeze(-1)
-        classes, weight = block.labels.unsqueeze(-1).where(known, 0), known.to(student.shifted.dtype)
-        hard = (1 - self.label_smoothing) * weight
-        value = weight * student.log_total - hard * student.shifted.gather(-1, classes)
-        student.add_at(classes, scale * hard)
+        labels = block.labels.unsqueeze(-1)
+        known, classes = (labels != IGNORE).to(student.shifted.dtype), labels.clamp(min=0)
+        value = student.log_total - student.shifted.gather(-1, classes)
+        student.add_at(classes, known, scale * (1 - self.label_smoothing))
         if self.label_smoothing > 0:
             here = present(block.student)
-            even = here * (self.label_smoothing * weight / here.sum(dim=-1, keepdim=True))
-            value -= vecdot(even, student.shifted).unsqueeze(-1)
-            student.add(even, scale)
-        return value.squeeze(-1)
+            even = here * (known / here.sum(dim=-1, keepdim=True))
+            smooth = student.log_total - vecdot(even, student.shifted).unsqueeze(-1)
+            value = value.lerp_(smooth, self.label_smoothing)
+            student.add(even, scale * self.label_smoothing)
+        return (value * known).squeeze(-1)
 
 
 class Regression(LogitLoss):

@@ -11,8 +11,10 @@ from types import TracebackType
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.measure import Measurement
+from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 first = os.environ.get("RANK", "0") == "0"  # of several processes only the first one speaks
 console = Console(highlight=False, soft_wrap=True, quiet=not first)
@@ -22,6 +24,11 @@ PLAIN_SECONDS = 10.0  # between two progress lines when the output is no termina
 def notice(text: str) -> None:
     """Print one line about what is going on."""
     console.print(text, markup=False)
+
+
+def remark(text: str) -> None:
+    """Print what explains a table, wrapped between words."""
+    console.print(Padding(Text(text), (0, 2)), soft_wrap=False)
 
 
 def heading(text: str) -> None:
@@ -37,8 +44,9 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
     shown = [_table(title, columns, rows)]
     if not _fits(shown[0]):
         shown = _turned(title, columns, rows)
-    for table in shown:
-        console.print()
+    for number, table in enumerate(shown):
+        if title and number == 0:
+            console.print()
         console.print(table)
 
 

@@ -102,6 +102,9 @@ def _facts(parts: list[Part], compared: list[Part]) -> list[tuple[str, str]]:
         found["teacher"] = first["models"][first["teacher"]]["path"]
     else:
         found["teacher"] = next((str(result["teacher"]) for result in results if result.get("teacher")), "")
+        made = next((result for result in results if "architecture" in result), None)
+        if made is not None:
+            found["student"] = f"{made['architecture']}, {numbers.count(made['parameters'])} parameters"
     seeds = dict.fromkeys(str(result["seed"]) for result in results if "seed" in result)
     found["seed"] = ", ".join(seeds)
     surroundings: dict[str, str] = next((result["environment"] for result in results if "environment" in result), {})

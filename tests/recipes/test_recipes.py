@@ -131,6 +131,7 @@ def test_runs_from_end_to_end_and_is_then_finished(recipe: str, desk: Path, monk
     assert list(read_report(folder)["run"]["stages"]) == stages
     text = (folder / "report.md").read_text(encoding="utf-8")
     assert text.startswith(f"# {recipe}\n")
+    assert "by step" in (folder / "report.html").read_text(encoding="utf-8")  # the training curves of its stages
     for name in yaml.safe_load(recipe_files()[recipe].read_text())["stages"]["eval"]["set"]["evaluate"]["models"]:
         if recipe == "quickstart" or name != "int8":
             assert f"| {name} |" in text

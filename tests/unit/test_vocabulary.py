@@ -40,7 +40,7 @@ SIZES = {
 @pytest.fixture(params=SIZES.values(), ids=SIZES.keys())
 def budget(request, monkeypatch) -> None:
     monkeypatch.setitem(memory.CHUNK, "cpu", request.param[0])
-    monkeypatch.setattr(memory, "BLOCK", request.param[1] // torch.get_num_threads())
+    monkeypatch.setattr(memory, "BLOCK", request.param[1])
 
 
 def terms() -> list[WeightedTerm]:
