@@ -6,15 +6,14 @@ import os
 import time
 from collections.abc import Sequence
 from math import ceil
+from textwrap import fill
 from types import TracebackType
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.measure import Measurement
-from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from rich.text import Text
 
 first = os.environ.get("RANK", "0") == "0"  # of several processes only the first one speaks
 console = Console(highlight=False, soft_wrap=True, quiet=not first)
@@ -28,7 +27,7 @@ def notice(text: str) -> None:
 
 def remark(text: str) -> None:
     """Print what explains a table, wrapped between words."""
-    console.print(Padding(Text(text), (0, 2)), soft_wrap=False)
+    console.print(fill(text, console.width - 2, initial_indent="  ", subsequent_indent="  "), markup=False)
 
 
 def heading(text: str) -> None:

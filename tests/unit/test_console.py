@@ -94,3 +94,11 @@ def test_a_table_that_is_too_wide_is_turned_and_then_cut(screen, models, tables)
     for row in range(models):
         assert f"model-{row}" in screen.getvalue()
     assert screen.getvalue().count("12.34 %") == 8 * models
+
+
+def test_remarks_are_wrapped_between_words(screen):
+    console.remark("several words [here] " * 20)
+    lines = screen.getvalue().splitlines()
+    assert len(lines) > 3
+    assert all(line.startswith("  ") and len(line) <= 90 and line == line.rstrip() for line in lines)
+    assert " ".join(screen.getvalue().split()) == ("several words [here] " * 20).strip()
