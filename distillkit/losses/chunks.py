@@ -19,7 +19,7 @@ from distillkit.losses.sparse import compare
 from distillkit.signals import DenseLogits, HeadLogits, Logits, SparseLogits, chunks
 
 CHUNK = {"cpu": 1 << 24, "cuda": 1 << 27}  # logits
-BLOCK = 1 << 20  # logits; smaller ones wake all threads for too little work. On a GPU a block is a chunk
+BLOCK = 1 << 18  # logits, for each of at most 8 threads of a processor; on a GPU a block is a chunk
 SLICE = 1 << 14  # rows of the head whose gradient one product in half precision covers
 
 
@@ -36,6 +36,7 @@ class Pass:
         hidden: The gradient of the hidden states, as far as the pass has come; None if not wanted.
         weight: That of the head's weight, added up in float32.
         bias: That of the head's bias, likewise.
+        dtype: Of the student's products.
     """
 
     def __init__(self, student: HeadLogits, teacher: Logits | None, labels: Tensor, wanted: Sequence[bool]) -> None:
@@ -43,9 +44,12 @@ class Pass:
         self.weight = _zeros(student.weight) if wanted[1] else None
         self.bias = _zeros(student.bias) if wanted[2] and student.bias is not None else None
         self._student, self._labels, self._wanted = _Head(student), labels, any(wanted)
+        self.dtype = self._student.head.weight.dtype
         self._teacher = _Head(teacher) if isinstance(teacher, HeadLogits) else teacher
         self._classes = max(student.classes, 0 if teacher is None else teacher.classes)
         self._device = student.hidden.device.type
+        if self._device == "cpu":
+            _keep_freed_memory()
 
     def add(self, items: slice | Tensor, losses: Sequence[tuple[LogitLoss, float]]) -> Tensor:
         """Add the gradients of Σ scale · Σ loss over some items; return the sum of each loss `[losses]`."""
@@ -59,7 +63,7 @@ class Pass:
         head, product = self._student.head, self._student.multiply(items)
         said = self._ask(items) if any(loss.needs_teacher for loss, _ in losses) else None
         labels, found = self._labels[items], []
-        block = BLOCK if self._device == "cpu" else CHUNK[self._device]
+        block = BLOCK * min(torch.get_num_threads(), 8) if self._device == "cpu" else CHUNK[self._device]
         for start, stop in chunks(len(labels), self._classes, block):
             part = product[start:stop]
             logits, teacher = head.finish(exact(part)), self._finished(said, start, stop)
@@ -126,6 +130,15 @@ def _add_product(total: Tensor, gradient: Tensor, states: Tensor) -> None:
         return
     for start in range(0, len(total), SLICE):
         total[start : start + SLICE] += gradient[:, start : start + SLICE].T @ states
+
+
+def _keep_freed_memory() -> None:
+    """Let a block's tensors reuse what the last block's freed, without a page fault for every 4 KiB.
+
+    The GNU C library hands freed memory back to the system beyond twice the largest piece that was ever mapped and
+    freed, counting pieces up to 32 MiB. So map and free one of these; nothing touches it, and it costs nothing.
+    """
+    torch.empty(31 << 20, dtype=torch.uint8)
 
 
 def _zeros(like: Tensor) -> Tensor:

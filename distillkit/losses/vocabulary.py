@@ -98,8 +98,9 @@ class _VocabularyPass(torch.autograd.Function):
         wanted: list[bool],
     ) -> tuple[Tensor, Tensor]:
         scales = torch.stack([term.scale for term in terms]).tolist()
-        unit = max(scales) or 1.0  # in it gradients are of size 1, which fp16 can hold
         run = Pass(student, teacher, labels, wanted)
+        # In units of the largest scale gradients are of size 1, which fp16 can hold.
+        unit = (max(scales) or 1.0) if run.dtype == torch.float16 else 1.0
         sums = torch.zeros(len(terms), dtype=exact(weight[:0]).dtype, device=hidden.device)
         for items, active in groups([term.mask for term in terms]):
             sums[active] += run.add(items, [(terms[k].loss, scales[k] / unit) for k in active])
@@ -115,8 +116,9 @@ class _VocabularyPass(torch.autograd.Function):
             raise RuntimeError("the gradients of a vocabulary pass can be taken once")
         made, ctx.gradients = ctx.gradients, None  # given away: a copy would be as large as the head
         factor = scale * ctx.unit
-        scaled = (
-            None if gradient is None else gradient.mul_(factor).to(dtype)
-            for gradient, dtype in zip(made, ctx.dtypes, strict=True)
+        if scale.is_cuda or factor != 1:  # asking costs a GPU more than multiplying
+            made = [None if gradient is None else gradient.mul_(factor) for gradient in made]
+        cast = (
+            None if gradient is None else gradient.to(dtype) for gradient, dtype in zip(made, ctx.dtypes, strict=True)
         )
-        return *scaled, *([None] * 5)
+        return *cast, *([None] * 5)

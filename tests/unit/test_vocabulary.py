@@ -40,7 +40,7 @@ SIZES = {
 @pytest.fixture(params=SIZES.values(), ids=SIZES.keys())
 def budget(request, monkeypatch) -> None:
     monkeypatch.setitem(memory.CHUNK, "cpu", request.param[0])
-    monkeypatch.setattr(memory, "BLOCK", request.param[1])
+    monkeypatch.setattr(memory, "BLOCK", request.param[1] // min(torch.get_num_threads(), 8))
 
 
 def terms() -> list[WeightedTerm]:
