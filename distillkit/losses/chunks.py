@@ -19,7 +19,7 @@ from distillkit.losses.sparse import compare
 from distillkit.signals import DenseLogits, HeadLogits, Logits, SparseLogits, chunks
 
 CHUNK = {"cpu": 1 << 24, "cuda": 1 << 27}  # logits
-BLOCK = 1 << 18  # logits, for each of at most 8 threads of a processor; on a GPU a block is a chunk
+BLOCK = 1 << 20  # logits, for each of at most 8 threads; reductions over fewer rows than these do not share out well
 SLICE = 1 << 14  # rows of the head whose gradient one product in half precision covers
 
 
