@@ -19,7 +19,7 @@ from distillkit.losses.sparse import compare
 from distillkit.signals import DenseLogits, HeadLogits, Logits, SparseLogits, chunks
 
 CHUNK = {"cpu": 1 << 24, "cuda": 1 << 27}  # logits
-BLOCK = 1 << 20  # logits, for each of at most 8 threads; reductions over fewer rows than these do not share out well
+BLOCK = 1 << 18  # logits, for each of at most 8 threads
 SLICE = 1 << 14  # rows of the head whose gradient one product in half precision covers
 
 
@@ -63,7 +63,7 @@ class Pass:
         head, product = self._student.head, self._student.multiply(items)
         said = self._ask(items) if any(loss.needs_teacher for loss, _ in losses) else None
         labels, found = self._labels[items], []
-        block = BLOCK * min(torch.get_num_threads(), 8) if self._device == "cpu" else CHUNK[self._device]
+        block = BLOCK * min(torch.get_num_threads(), 8) if self._device == "cpu" else len(labels) * self._classes
         for start, stop in chunks(len(labels), self._classes, block):
             part = product[start:stop]
             logits, teacher = head.finish(exact(part)), self._finished(said, start, stop)

@@ -99,33 +99,33 @@ class Student(Softmax):
     def __init__(self, logits: Tensor, temperature: float) -> None:
         super().__init__(logits, temperature)
         self._temperature = temperature
-        self._push: Tensor | None = None  # −u / T
-        self._points: list[tuple[Tensor, Tensor]] = []  # what belongs to it at single classes
-        self._sum = torch.zeros_like(self.total)  # over the classes
+        self._pulls: list[tuple[Tensor | Softmax, float]] = []  # each with its weight
+        self._points: list[tuple[Tensor, Tensor]] = []  # single classes, and what pulls there
+        self._sum = torch.zeros_like(self.total)  # Σ u
 
     def add(self, pull: Tensor | Softmax, scale: float) -> None:
         """Add scale · pull: `[items, classes]`, which may leave out any multiple of q, or the teacher's softmax."""
-        factor = -scale / self._temperature
-        if isinstance(pull, Softmax):
-            weight = factor / pull.total
-            self._push = pull.powers * weight if self._push is None else self._push.addcmul_(pull.powers, weight)
-            self._sum += factor
-        else:
-            self._push = pull * factor if self._push is None else self._push.add_(pull, alpha=factor)
-            self._sum += factor * pull.sum(dim=-1, keepdim=True)
+        weight = scale / self._temperature
+        self._pulls.append((pull, weight))
+        self._sum += weight if isinstance(pull, Softmax) else weight * pull.sum(dim=-1, keepdim=True)
 
     def add_at(self, classes: Tensor, pull: Tensor, scale: float) -> None:
         """Add scale · pull `[items, 1]` at one class `[items, 1]` of each item."""
-        push = pull * (-scale / self._temperature)
-        self._points.append((classes, push))
-        self._sum += push
+        pull = pull * (scale / self._temperature)
+        self._points.append((classes, pull))
+        self._sum += pull
 
     def gradient(self, out: Tensor | None = None) -> Tensor:
         """Return the gradient with respect to the logits `[items, classes]`."""
-        push = torch.zeros_like(self.powers) if self._push is None else self._push
-        for classes, some in self._points:
-            push.scatter_add_(-1, classes, some)
-        return torch.addcmul(push, self.powers, self._sum / self.total, value=-1, out=push if out is None else out)
+        gradient = torch.mul(self.powers, self._sum / self.total, out=out)
+        for pull, weight in self._pulls:
+            if isinstance(pull, Softmax):
+                gradient.addcmul_(pull.powers, -weight / pull.total)
+            else:
+                gradient.sub_(pull, alpha=weight)
+        for classes, point in self._points:
+            gradient.scatter_add_(-1, classes, -point)
+        return gradient
 
 
 class Pair:
