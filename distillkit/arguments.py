@@ -42,6 +42,13 @@ class Arguments:
         return None
 
 
+def _is_file(token: str) -> bool:
+    try:
+        return Path(token).is_file()
+    except OSError:  # longer than a name may be
+        return False
+
+
 def sort(tokens: list[str]) -> Arguments:
     """Sort tokens into positional ones, overrides and flags (with their values), so that flags may stand anywhere."""
     arguments = Arguments()
@@ -53,7 +60,7 @@ def sort(tokens: list[str]) -> Arguments:
             takes_value = token in VALUED or (token in ("--info", "-i") and waiting and waiting[0] in INFO)
             if takes_value and waiting:
                 arguments.flags.append(waiting.pop(0))
-        elif token.startswith(("+", "~")) or ("=" in token and not Path(token).is_file()):
+        elif token.startswith(("+", "~")) or ("=" in token and not _is_file(token)):
             arguments.overrides.append(token)
         else:
             arguments.positional.append(token)

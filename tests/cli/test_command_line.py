@@ -104,6 +104,11 @@ def test_the_last_override_wins_and_order_is_kept(shell: Shell) -> None:
     assert shell.started[0][1].train.seed == 2
 
 
+def test_an_override_may_be_longer_than_the_name_of_a_file(shell: Shell) -> None:
+    shell("train", "mine.yaml", f"name={'x' * 300}")
+    assert shell.started[0][1].name == "x" * 300
+
+
 def test_a_run_starts_the_command_with_a_typed_config_and_writes_nothing(shell: Shell) -> None:
     before = shell.files()
     assert shell("train", "mine.yaml").code == 0
