@@ -62,6 +62,7 @@ class TrainSettings:
     warmup: float = 0.1  # below 1: share of all steps; from 1: steps
     final_learning_rate: float = 0.0  # share of learning_rate at the last step (linear, cosine)
     max_grad_norm: float | None = 1.0
+    max_nonfinite_steps: int = 5  # skipped in a row, since their loss or gradient is not finite, before the run ends
     precision: Precision = Precision.no
     group_by_length: bool = True
     evaluate_every: int | None = None  # steps; null: at the end of each epoch, at most 10 times
@@ -107,6 +108,9 @@ class CompressSettings:
 
     model: str = ""  # folder or hub id to start from
     steps: dict[str, Any] = field(default_factory=dict)  # name → node, applied in order
+    calibration_split: str = "train"  # rows that some steps look at activations with
+    calibration_rows: int = 128
+    calibration_batch_size: int = 8
 
 
 @dataclass

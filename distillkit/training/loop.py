@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from math import ceil
+from math import ceil, inf
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from distillkit.schema import TrainSettings
 from distillkit.signals import Batch, Model, Signal
 from distillkit.tasks.base import higher_is_better
 from distillkit.training import checkpoint
+from distillkit.training.interruption import Interruption
+from distillkit.training.nonfinite import NonFinite
 from distillkit.training.optimizer import learning_rate, make_optimizer, set_learning_rate
 from distillkit.training.records import Records
 from distillkit.training.stopping import agreed, check_patience
@@ -55,6 +57,7 @@ class FitResult:
     items: float
     stopped_early: bool
     trained_parameters: int
+    skipped_steps: int
 
 
 @dataclass
@@ -110,6 +113,8 @@ class _Fit:
             0, torch.zeros(terms, device=device), torch.zeros(terms, dtype=torch.float64, device=device)
         )
         self.items = 0.0
+        self.nonfinite = NonFinite(settings.max_nonfinite_steps)
+        self.interruption = Interruption()
 
     def run_all(self) -> FitResult:
         run = self.run
@@ -119,11 +124,15 @@ class _Fit:
             )
         started = time.monotonic()
         first = self.progress.step
-        with run.records.progress(run.title, self.steps) as display, ThreadPoolExecutor(1) as background:
+        with (
+            run.records.progress(run.title, self.steps) as display,
+            ThreadPoolExecutor(1) as background,
+            self.interruption,
+        ):
             for step, micros, counts in self._prefetch(first, background):
                 self.trainee.train()
                 self.tuning.advance(step)
-                norm = self._step(step, micros, counts)
+                norm, ending = self._step(step, micros, counts)
                 self.progress.step = step + 1
                 status = self._log(norm, started) if self._due(self.run.settings.log_every) else None
                 display.update(step + 1, status)
@@ -134,8 +143,10 @@ class _Fit:
                         self._log(norm, started)
                     break
                 every = run.settings.checkpoint_every
-                if every is not None and step + 1 < self.steps and (step + 1) % every == 0:
+                if step + 1 < self.steps and (ending or (every is not None and (step + 1) % every == 0)):
                     self._save_checkpoint()
+                if ending:
+                    self.interruption.end()
         progress = self.progress
         if run.evaluate is not None and run.settings.keep_best and progress.best_step not in (None, progress.step):
             run.accelerator.wait_for_everyone()
@@ -144,7 +155,7 @@ class _Fit:
         seconds = time.monotonic() - started
         best = (progress.best_step, progress.best_value, run.best_metric)
         early = progress.step < self.steps
-        return FitResult(progress.step, *best, seconds, self.items, early, self.tuning.size)
+        return FitResult(progress.step, *best, seconds, self.items, early, self.tuning.size, self.nonfinite.total)
 
     def _due(self, every: int) -> bool:
         return self.progress.step % every == 0 or self.progress.step == self.steps
@@ -168,8 +179,11 @@ class _Fit:
         own = [self.run.objective.counts(micro) for micro in micros if micro.real]
         return micros, torch.stack(own).sum(dim=0) if own else torch.zeros(len(self.run.objective.names)).double()
 
-    def _step(self, step: int, micros: list[Batch], counts: Tensor) -> Tensor | None:
-        """Do one optimiser step; return the gradient's norm before clipping."""
+    def _step(self, step: int, micros: list[Batch], counts: Tensor) -> tuple[Tensor, bool]:
+        """Do one optimiser step; return the gradient's norm before clipping, and whether the run is asked to end.
+
+        A step whose loss or gradient is not finite in any process changes no weight.
+        """
         run, accelerator = self.run, self.run.accelerator
         run.objective.advance(step / self.steps)
         counts = accelerator.reduce(counts.to(accelerator.device), reduction="sum")
@@ -179,17 +193,44 @@ class _Fit:
             last = index == len(micros) - 1
             with nullcontext() if last else accelerator.no_sync(self.module):
                 sums += self._backward(micro, counts)
-        if run.objective.balance is not None:
-            run.objective.remember(accelerator.reduce(sums, reduction="sum"), counts)
-        self.progress.window_sums += sums
-        limit = run.settings.max_grad_norm
-        norm = accelerator.clip_grad_norm_(self.trainee.parameters(), limit) if limit is not None else None
-        self.optimizer.step()
+        limit = inf if run.settings.max_grad_norm is None else run.settings.max_grad_norm
+        norm = accelerator.clip_grad_norm_(self.trainee.parameters(), limit)
+        finite, ending = self._agree(norm, sums)
+        if finite or accelerator.scaler is not None:  # the scaler skips it too, and lowers its scale
+            self.optimizer.step()
         self.optimizer.zero_grad()
+        if finite:
+            self._take_note(sums, counts)
+        else:
+            self._skip(step)
+        return norm, ending
+
+    def _agree(self, norm: Tensor, sums: Tensor) -> tuple[bool, bool]:
+        """Return whether the step is finite and whether the run is asked to end: in any process, for all of them."""
+        strange = ~(norm.isfinite() & sums.isfinite().all())
+        asked = torch.full_like(strange, self.interruption.asked is not None)
+        flags = self.run.accelerator.reduce(torch.stack([strange, asked]).float(), reduction="sum")
+        strange, asked = (flags > 0).tolist()
+        return not strange, asked
+
+    def _take_note(self, sums: Tensor, counts: Tensor) -> None:
+        """Add what a step came to to the objective's memory and to the window of the log."""
+        run = self.run
+        self.nonfinite.passed()
+        if run.objective.balance is not None:
+            run.objective.remember(run.accelerator.reduce(sums, reduction="sum"), counts)
+        self.progress.window_sums += sums
+        self.progress.window_counts += counts
         if run.after_step is not None:
             run.after_step()
-        self.progress.window_counts += counts
-        return norm
+
+    def _skip(self, step: int) -> None:
+        """Write down which rows of the split made a step that is not finite."""
+        run, scaler = self.run, self.run.accelerator.scaler
+        rows = run.data.origins[self.plan.rows(step)]
+        scale = None if scaler is None else scaler.get_scale()
+        run.records.write("skipped", step + 1, {"rows": rows.tolist(), "scale": scale})
+        self.nonfinite.skipped(step + 1, rows, scale)
 
     def _backward(self, micro: Batch, counts: Tensor) -> Tensor:
         """Add the gradient of a micro-batch; return the sum of each term `[terms]`."""
@@ -205,7 +246,7 @@ class _Fit:
         accelerator.backward(loss * (accelerator.num_processes * float(micro.real)))
         return sums if micro.real else torch.zeros_like(sums)
 
-    def _log(self, norm: Tensor | None, started: float) -> str:
+    def _log(self, norm: Tensor, started: float) -> str:
         run, progress, counts = self.run, self.progress, self.progress.window_counts
         sums = run.accelerator.reduce(progress.window_sums.double(), reduction="sum")
         loss = run.objective.total(sums, counts)
@@ -218,7 +259,7 @@ class _Fit:
         speed = self.items / max(time.monotonic() - started, 1e-9)
         values: dict[str, Any] = {"loss": loss, "terms": terms, "learning_rate": rate, "items": int(items)}
         values["epoch"] = round(progress.step / self.plan.steps_per_epoch, 4)
-        values["grad_norm"] = None if norm is None else float(norm)
+        values["grad_norm"] = float(norm)
         run.records.write("train", progress.step, values)
         parts = " ".join(f"{name} {value:.3f}" for name, value in terms.items()) if len(terms) > 1 else ""
         return f"loss {loss:.4f}{f' ({parts})' if parts else ''} · lr {rate:.1e} · {speed:,.0f} items/s"

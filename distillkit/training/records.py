@@ -45,9 +45,9 @@ class Records:
         """Write one event.
 
         Args:
-            event: "train" or "evaluate".
+            event: "train", "evaluate" or "skipped".
             step: Optimiser steps done.
-            values: Numbers, or mappings of numbers.
+            values: Numbers, or mappings of numbers; what is neither does not go to the trackers.
         """
         if not self.accelerator.is_main_process:
             return
@@ -63,11 +63,11 @@ class Records:
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    """Flatten nested mappings of numbers: {"a": {"b": 1}} → {"a/b": 1}."""
+    """Flatten nested mappings of numbers: {"a": {"b": 1}} → {"a/b": 1}; leave out what is not a number."""
     found: dict[str, float] = {}
     for name, value in values.items():
         if isinstance(value, dict):
             found |= flat(value, f"{prefix}{name}/")
-        elif value is not None:
+        elif isinstance(value, int | float):
             found[prefix + name] = value
     return found

@@ -10,7 +10,8 @@ from distillkit.schema import LoraSettings, TrainSettings
 
 def check_settings(settings: TrainSettings) -> None:
     """Refuse values that cannot work."""
-    for key in ("batch_size", "learning_rate", "epochs", "log_every", "evaluate_batch_size", "epsilon"):
+    positive = ("batch_size", "learning_rate", "epochs", "log_every", "evaluate_batch_size", "epsilon")
+    for key in (*positive, "max_nonfinite_steps"):
         _require(getattr(settings, key) > 0, key, "must be above 0", getattr(settings, key))
     optional = ("micro_batch_size", "max_steps", "max_grad_norm", "evaluate_every", "checkpoint_every")
     for key in (*optional, "unfreeze", "head_learning_rate", "patience"):

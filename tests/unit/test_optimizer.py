@@ -96,6 +96,7 @@ def test_a_step_is_that_of_adamw_by_hand():
         ("max_grad_norm", 0.0),
         ("checkpoint_every", 0),
         ("keep_checkpoints", 0),
+        ("max_nonfinite_steps", 0),
         ("log_every", 0),
         ("head_learning_rate", 0.0),
         ("layer_decay", 0.0),
