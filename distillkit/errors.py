@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+_REFUSALS = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)]
 TRACEBACK = "DISTILLKIT_TRACEBACK"  # in the environment, so that worker processes see it
 
 
@@ -29,6 +31,10 @@ class UserError(Exception):
         super().__init__(" ".join(line.split()))
 
 
+class CheckFailed(RuntimeError):
+    """Report in one line that what was made is not what was asked for; the command line exits with code 3."""
+
+
 @contextmanager
 def located(key: str, joint: str = ": ") -> Iterator[None]:
     """Put a key before what is refused inside; `joint` "." makes one key of both."""
@@ -48,17 +54,25 @@ def did_you_mean(wrong: str, known: list[str]) -> str | None:
     return f"choose one of: {', '.join(sorted(known))}" if known else None
 
 
+def told(error: BaseException) -> BaseException:
+    """Return a disk's refusal, whichever library met it, as what users can act on; any other error as it is."""
+    if isinstance(error, UserError) or not any(reason in str(error) for reason in _REFUSALS):
+        return error
+    return UserError(str(error), fix="make room or choose another output_dir; the same command goes on from there")
+
+
 def report(error: BaseException) -> int:
     """Print an error as users shall see it and return the exit code.
 
     Every process but the first of several stays silent about bad input, which the first reports.
     """
-    bad_input = isinstance(error, UserError)
-    if os.environ.get(TRACEBACK) or not (bad_input or isinstance(error, KeyboardInterrupt)):
+    error = told(error)
+    bad_input, failed = isinstance(error, UserError), isinstance(error, CheckFailed)
+    if os.environ.get(TRACEBACK) or not (bad_input or failed or isinstance(error, KeyboardInterrupt)):
         traceback.print_exception(error)
     if isinstance(error, KeyboardInterrupt):
         print("distillkit: interrupted", file=sys.stderr)
         return 130
-    if bad_input and os.environ.get("RANK", "0") == "0":
+    if failed or (bad_input and os.environ.get("RANK", "0") == "0"):
         print(f"distillkit: error: {error}", file=sys.stderr)
-    return 2 if bad_input else 1
+    return 2 if bad_input else 3 if failed else 1

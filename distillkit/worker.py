@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from distillkit.errors import TRACEBACK, UserError, report
+from distillkit.errors import TRACEBACK, UserError, report, told
 from distillkit.freeze import load
 from distillkit.schema import Config
 
@@ -26,14 +26,15 @@ def main(command: str, frozen: Path) -> int:
     """Run a command with a frozen config; return the exit code."""
     try:
         run(command, load(frozen))
-    except UserError as error:
+    except (Exception, KeyboardInterrupt) as error:
+        complaint = told(error)
+        if not isinstance(complaint, UserError):
+            return report(error)
         if os.environ.get(TRACEBACK):
             traceback.print_exception(error)
         with contextlib.suppress(FileExistsError), frozen.with_name(COMPLAINT).open("x", encoding="utf-8") as file:
-            file.write(str(error))
+            file.write(str(complaint))
         return 2
-    except (Exception, KeyboardInterrupt) as error:
-        return report(error)
     return 0
 
 
