@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+LONGEST = 500  # characters of what is wrong; a value may be of any length
 _REFUSALS = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)]
 TRACEBACK = "DISTILLKIT_TRACEBACK"  # in the environment, so that worker processes see it
 
@@ -25,6 +26,7 @@ class UserError(Exception):
     """
 
     def __init__(self, what: str, *, where: str | None = None, fix: str | None = None) -> None:
+        what = what if len(what) <= LONGEST else f"{what[:LONGEST]}…"
         line = what if where is None else f"{where}: {what}"
         if fix is not None:
             line = f"{line}; {fix}"

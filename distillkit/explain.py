@@ -14,7 +14,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandat
 
 from distillkit.errors import UserError, did_you_mean
 
-EXPECTED = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, OSError)
+EXPECTED = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, OSError, RecursionError)
 
 
 def explain(error: Exception, folders: list[Path]) -> UserError:
@@ -30,6 +30,8 @@ def explain(error: Exception, folders: list[Path]) -> UserError:
                 where=link.override,
                 fix="quote values with special characters: 'key=\"a,b\"'",
             )
+        if isinstance(link, RecursionError):
+            return UserError("mappings or lists are nested too deeply", where=file)
         if isinstance(link, yaml.MarkedYAMLError) and link.problem_mark:
             mark = link.problem_mark
             return UserError(f"broken YAML: {link.problem}", where=f"{mark.name}:{mark.line + 1}")
@@ -69,8 +71,9 @@ def _missing_config(error: MissingConfigException, folders: list[Path]) -> UserE
     group, _, option = wanted.rpartition("/")
     if not group:
         return UserError(f"no config '{wanted}'", fix="see `distillkit recipes`")
-    if error.options:
-        return UserError(f"no option '{option}'", where=group, fix=did_you_mean(option, list(error.options)))
+    options = error.options or [path.stem for folder in folders for path in (folder / group).glob("*.yaml")]
+    if options:
+        return UserError(f"no option '{option}'", where=group, fix=did_you_mean(option, list(options)))
     return _no_group(group, folders)
 
 
