@@ -8,6 +8,8 @@ from math import ceil
 
 import numpy as np
 
+from distillkit.schema import TrainSettings
+
 POOL = 50  # batches that are sorted by length together
 
 
@@ -39,14 +41,24 @@ class BatchPlan:
         return self._epoch(epoch)[position]
 
     def _make_epoch(self, epoch: int) -> list[np.ndarray]:
-        random = np.random.default_rng((self.seed, epoch))
-        order = random.permutation(len(self.lengths))
-        if not self.group_by_length:
-            return _cut(order, self.batch_size)
-        batches = []
-        for pool in _cut(order, POOL * self.batch_size):
-            batches += _cut(pool[np.argsort(self.lengths[pool], kind="stable")[::-1]], self.batch_size)
-        return [batches[index] for index in random.permutation(len(batches))]
+        return shuffled(self.lengths, self.batch_size, (self.seed, epoch), self.group_by_length)
+
+
+def shuffled(lengths: np.ndarray, batch_size: int, seed: tuple[int, ...], group_by_length: bool) -> list[np.ndarray]:
+    """Share rows out over batches at random, as `BatchPlan` says; lengths: int `[rows]`."""
+    random = np.random.default_rng(seed)
+    order = random.permutation(len(lengths))
+    if not group_by_length:
+        return _cut(order, batch_size)
+    batches = []
+    for pool in _cut(order, POOL * batch_size):
+        batches += _cut(pool[np.argsort(lengths[pool], kind="stable")[::-1]], batch_size)
+    return [batches[index] for index in random.permutation(len(batches))]
+
+
+def planned_steps(rows: int, settings: TrainSettings) -> int:
+    """Return the number of optimiser steps of a run over so many rows."""
+    return settings.max_steps or max(1, ceil(settings.epochs * ceil(rows / settings.batch_size)))
 
 
 def micro_batches(rows: np.ndarray, rank: int, processes: int, size: int) -> Iterator[tuple[np.ndarray, bool]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -16,10 +16,12 @@ from distillkit.data.checks import check_columns, find_bad_rows
 from distillkit.data.digest import digest, rows_digest, task_digest, tokenizer_digest
 from distillkit.data.encoder import Encoder, Piece, encode_pieces
 from distillkit.data.packing import pack
+from distillkit.data.plans import SplitPlan
 from distillkit.data.rows import Rows
 from distillkit.errors import UserError
 from distillkit.reporting.console import notice
-from distillkit.signals import Batch
+from distillkit.schema import TrainSettings
+from distillkit.signals import Batch, Signal
 from distillkit.tasks.base import Task
 
 
@@ -41,6 +43,11 @@ class Counts:
     left_out: int = 0
     truncated: int = 0
 
+    def __add__(self, other: Counts) -> Counts:
+        """Count the rows of both."""
+        ours, theirs = asdict(self), asdict(other)
+        return Counts(**{name: ours[name] + theirs[name] for name in ours})
+
 
 @dataclass(frozen=True)
 class Encoded:
@@ -52,6 +59,8 @@ class Encoded:
         collate: Encoded rows → batch.
         counts: What became of the rows of the split.
         packed: Whether several texts share a row of a batch.
+        said: Indices and their batch → what a teacher store holds about these rows. What is random about a row is then
+            what it was when the teacher was asked.
     """
 
     rows: Dataset
@@ -59,9 +68,22 @@ class Encoded:
     collate: Callable[[list[dict[str, Any]]], Batch]
     counts: Counts = field(default_factory=Counts)
     packed: bool = False
+    said: Callable[[np.ndarray, Batch], Signal] | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def describe(self) -> str:
+        """Say how much there is."""
+        return f"{len(self):,} rows, {int(self.lengths.sum()):,} tokens"
+
+    def packing(self) -> Encoded:
+        """Return the same rows, of which several texts share a row of a batch."""
+        return replace(self, packed=True)
+
+    def plan(self, settings: TrainSettings) -> SplitPlan:
+        """Plan the batches of a run."""
+        return SplitPlan(self, settings)
 
     @property
     def origins(self) -> np.ndarray:
@@ -78,7 +100,10 @@ class Encoded:
         columns = self.rows[[int(index) for index in indices]]
         values = zip(*columns.values(), strict=True)
         rows = [dict(zip(columns, row, strict=True)) for row in values]
+        draw = () if self.said is not None else draw
         batch = self.collate([row | {"draw": (*draw, int(i))} for row, i in zip(rows, indices, strict=True)])
+        if self.said is not None:
+            batch = replace(batch, said=self.said(np.asarray(indices), batch))
         return pack(batch) if self.packed else batch
 
 
@@ -134,7 +159,7 @@ def encode(rows: Rows, split: str, task: Task, tokenizer: Any, labels: list[str]
         left_out=facts["left_out"],
         truncated=facts["truncated"],
     )
-    _say(counts, split)
+    say_losses(counts, split)
     lengths = encoded["length"].to_numpy().astype(np.int64)
     kept = Dataset(encoded.drop_columns(["length"]), fingerprint=key or "encoded")
     return Encoded(kept, lengths, lambda batch: task.collate(batch, tokenizer), counts)
@@ -151,7 +176,8 @@ def _report_bad(rows: Rows, split: str, count: int, bad: dict[int, str], exact: 
         notice(note)
 
 
-def _say(counts: Counts, split: str) -> None:
+def say_losses(counts: Counts, split: str) -> None:
+    """Say how many rows were left out or cut, if any."""
     if counts.left_out:
         why = "too short to learn from, or no room for an answer within task.max_length"
         notice(f"{split}: {counts.left_out:,} of {counts.rows:,} rows left out: {why}")

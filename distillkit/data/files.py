@@ -8,7 +8,7 @@ from typing import Any
 from distillkit.data.columns import COLUMNS
 from distillkit.data.folders import find_files, find_splits, read_splits
 from distillkit.data.prepare import Preparation
-from distillkit.data.rows import SPLITS, Handling, Rows
+from distillkit.data.rows import SPLITS, Handling, Rows, Streaming
 from distillkit.errors import UserError
 
 
@@ -35,6 +35,9 @@ class FileDataset:
             their text.
         fraction: Keep this share of the rows of each split (or by split: {train: 0.1}), chosen by their hash.
         limit: Use at most so many rows of each split (or by split), drawn with a fixed seed.
+        streaming: Read, shuffle and encode the training rows window by window, and hold no more than that.
+        window: Rows of the files that make a window.
+        validation_rows: Without a validation split, the first so many rows of a stream become one.
         on_bad_row: "refuse" the dataset or "skip" the row.
         on_leak: "report" rows that also stand in a later split, "refuse" or "drop" them, or "ignore" the question.
         cache: Folder of encoded rows; null: the user's cache folder; false: none.
@@ -55,6 +58,9 @@ class FileDataset:
         validation_share: float | None = None,
         fraction: float | dict[str, float] | None = None,
         limit: int | dict[str, int] | None = None,
+        streaming: bool = False,
+        window: int = 16384,
+        validation_rows: int | None = None,
         on_bad_row: str = "refuse",
         on_leak: str = "report",
         cache: str | bool | None = None,
@@ -75,6 +81,7 @@ class FileDataset:
             limit=limit,
             on_leak=on_leak,
             handling=Handling(on_bad_row, cache, num_workers),
+            streaming=Streaming.wanted(streaming, window, validation_rows),
         )
         self.name = name
 

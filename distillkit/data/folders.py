@@ -14,10 +14,12 @@ import pyarrow as pa
 from datasets import Features
 
 from distillkit.data.cache import cache_folder
+from distillkit.data.cursors import open_file
 from distillkit.data.prepare import Preparation, Raw, prepare
 from distillkit.data.readers import READERS, FileRows, read_file
 from distillkit.data.records import suffix
 from distillkit.data.rows import Rows
+from distillkit.data.stream import stream
 from distillkit.errors import UserError
 
 STEMS = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
@@ -92,11 +94,17 @@ def read_splits(files: Mapping[str, list[Path]], folder: Path, name: str | None,
         raise UserError(f"no files of a split in {folder}: {there}", where="dataset.path", fix=f"it needs {names}")
     lenient = wanted.handling.on_bad_row == "skip"
     cache = partial(cache_folder, wanted.handling.cache)
+    name = name or next(iter(files.values()))[0].resolve().parent.name
+    streamed = files.get("train", []) if wanted.streaming is not None else []
     raws = {}
     for split, paths in files.items():
-        raws[split] = _joined([read_file(path, wanted.read_columns(), lenient, cache) for path in paths])
-    first = next(iter(files.values()))[0]
-    return prepare(name or first.resolve().parent.name, raws, wanted)
+        if split != "train" or not streamed:
+            raws[split] = _joined([read_file(path, wanted.read_columns(), lenient, cache) for path in paths])
+    if streamed:
+        return stream(
+            name, [partial(open_file, path, wanted.read_columns(), lenient) for path in streamed], raws, wanted
+        )
+    return prepare(name, raws, wanted)
 
 
 def _with_stem(folder: Path, stem: str) -> list[Path]:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from datasets import Dataset, load_dataset
+from datasets import Dataset, Features, IterableDataset, load_dataset
 
+from distillkit.data.blocks import Block
 from distillkit.data.columns import COLUMNS
+from distillkit.data.cursors import TableCursor
 from distillkit.data.folders import find_splits, read_splits
 from distillkit.data.prepare import Preparation, Raw, prepare
-from distillkit.data.rows import SPLITS, Handling, Rows, split_and_row
+from distillkit.data.rows import SPLITS, Handling, Rows, Streaming, split_and_row
+from distillkit.data.stream import stream
 from distillkit.errors import UserError
+
+READ = 1000  # rows of a stream at a time
 
 
 class HubDataset:
@@ -33,6 +39,9 @@ class HubDataset:
         validation_share: Share of the training rows that becomes the validation split where there is none.
         fraction: Share of the rows of each split that is kept.
         limit: Use at most so many rows of each split, drawn with a fixed seed.
+        streaming: Read the training rows window by window, without downloading them first; see `FileDataset`.
+        window: Rows of a window.
+        validation_rows: Without a validation split, the first so many rows of a stream become one.
         on_bad_row: "refuse" or "skip".
         on_leak: "report", "refuse", "drop" or "ignore".
         cache: Folder of encoded rows; null: the user's cache folder; false: none.
@@ -56,6 +65,9 @@ class HubDataset:
         validation_share: float | None = None,
         fraction: float | dict[str, float] | None = None,
         limit: int | dict[str, int] | None = None,
+        streaming: bool = False,
+        window: int = 16384,
+        validation_rows: int | None = None,
         on_bad_row: str = "refuse",
         on_leak: str = "report",
         cache: str | bool | None = None,
@@ -79,6 +91,7 @@ class HubDataset:
             limit=limit,
             on_leak=on_leak,
             handling=Handling(on_bad_row, cache, num_workers),
+            streaming=Streaming.wanted(streaming, window, validation_rows),
         )
 
     def load(self) -> Rows:
@@ -88,16 +101,22 @@ class HubDataset:
             files = find_splits(folder, {}, self.splits)
             if files or not (folder / "README.md").is_file():  # a copy of a hub repository describes itself there
                 return read_splits(files, folder, self.name, self.wanted)
+        name = self.name or f"{self.path} {self.config or ''}".strip()
+        train = self.splits["train"] if self.wanted.streaming is not None else None
         raws = {}
         for ours, theirs in self.splits.items():
-            rows = None if theirs is None else self._load_split(theirs, optional=theirs == ours != "train")
-            if rows is not None:
-                raws[ours] = _raw(rows, f"{self.path} ({theirs})", ours)
-        return prepare(self.name or f"{self.path} {self.config or ''}".strip(), raws, self.wanted)
+            if theirs is not None and not (ours == "train" and train):
+                rows = self._load_split(theirs, optional=theirs == ours != "train")
+                if rows is not None:
+                    raws[ours] = _raw(rows, f"{self.path} ({theirs})", ours)
+        if train is None:
+            return prepare(name, raws, self.wanted)
+        rows = self._load_split(train, optional=False, streaming=True)
+        return stream(name, [lambda: HubCursor(f"{self.path} ({train})", rows)], raws, self.wanted)
 
-    def _load_split(self, split: str, optional: bool) -> Dataset | None:
+    def _load_split(self, split: str, optional: bool, **how: Any) -> Any:
         try:
-            return load_dataset(self.path, self.config, split=split, revision=self.revision, **self.more)
+            return load_dataset(self.path, self.config, split=split, revision=self.revision, **how, **self.more)
         except (OSError, ValueError) as error:
             if optional and "Unknown split" in str(error):
                 return None
@@ -106,6 +125,28 @@ class HubDataset:
             raise UserError(
                 f"cannot load '{self.path}' split '{split}' ({reason})", where="dataset", fix=fix
             ) from error
+
+
+class HubCursor(TableCursor):
+    """Rows that are downloaded while they are read.
+
+    Args:
+        name: Of dataset and split.
+        rows: As `datasets` streams them.
+    """
+
+    def __init__(self, name: str, rows: IterableDataset) -> None:
+        super().__init__(name, rows.with_format("arrow").iter(READ))
+        self.declared = rows.features
+
+    def take(self, count: int) -> Block | None:
+        """Read rows."""
+        block = super().take(count)
+        named = {} if self.declared is None else dict(self.declared)
+        return None if block is None else replace(block, features=Features({**block.features, **named}))
+
+    def _place(self, number: int) -> str:
+        return f"train, row {number}"
 
 
 def _raw(rows: Dataset, name: str, split: str) -> Raw:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,21 @@ def read_json_lines(reading: Reading, restart: Callable[[], None]) -> Iterator[p
         count = -1
     if rows != count:  # Arrow also takes objects over several lines, or several in one
         restart()
-        yield from _read_records(reading, lambda: _decode_lines(reading.path))
+        yield from _read_records(reading, lambda: _decode_lines(reading.path, lines(reading.path)))
+
+
+def parse_lines(reading: Reading, numbered: Sequence[tuple[int, bytes]]) -> pa.Table:
+    """Return the rows of some lines, which are numbered; broken ones are passed over by their place among these."""
+    block = b"\n".join(line for _, line in numbered)
+    try:
+        block.decode()
+        table = _parse_block(block)
+        if table.num_rows == len(numbered):
+            return table
+    except (pa.ArrowInvalid, UnicodeDecodeError):
+        pass
+    tables = list(_read_records(reading, lambda: _decode_lines(reading.path, numbered)))
+    return pa.concat_tables(tables, promote_options="permissive")
 
 
 def read_json(reading: Reading, restart: Callable[[], None]) -> Iterator[pa.Table]:
@@ -57,15 +71,26 @@ def read_json(reading: Reading, restart: Callable[[], None]) -> Iterator[pa.Tabl
 
 def _parse(path: Path) -> Iterator[pa.Table]:
     """Let Arrow parse JSON lines. Its types are those of the first block, except that it takes dates for text."""
-    read, parse = pyarrow.json.ReadOptions(block_size=BLOCK), None
+    read = pyarrow.json.ReadOptions(block_size=BLOCK)
     with pa.input_stream(str(path)) as stream:
         schema = pyarrow.json.open_json(stream, read).schema
-    dates = [field.with_type(_undated(field.type)) for field in schema if _undated(field.type) != field.type]
-    if dates:
-        parse = pyarrow.json.ParseOptions(explicit_schema=pa.schema(dates))
     with pa.input_stream(str(path)) as stream:
-        for batch in pyarrow.json.open_json(stream, read, parse):
+        for batch in pyarrow.json.open_json(stream, read, _without_dates(schema)):
             yield pa.Table.from_batches([batch])
+
+
+def _parse_block(block: bytes) -> pa.Table:
+    """Let Arrow parse JSON lines; its types are those of all of them, except that it takes dates for text."""
+    read = pyarrow.json.ReadOptions(block_size=len(block) + 1)
+    table = pyarrow.json.read_json(pa.BufferReader(block), read)
+    parse = _without_dates(table.schema)
+    return table if parse is None else pyarrow.json.read_json(pa.BufferReader(block), read, parse)
+
+
+def _without_dates(schema: pa.Schema) -> pyarrow.json.ParseOptions | None:
+    """Return how to parse columns that were taken for dates, which are text; None if there are none."""
+    dates = [field.with_type(_undated(field.type)) for field in schema if _undated(field.type) != field.type]
+    return pyarrow.json.ParseOptions(explicit_schema=pa.schema(dates)) if dates else None
 
 
 def _undated(kind: pa.DataType) -> pa.DataType:
@@ -81,8 +106,8 @@ def _undated(kind: pa.DataType) -> pa.DataType:
 Records = Callable[[], Iterator[tuple[str, Any]]]  # each time anew: place and record, or a ValueError in its stead
 
 
-def _decode_lines(path: Path) -> Iterator[tuple[str, Any]]:
-    for number, line in lines(path):
+def _decode_lines(path: Path, numbered: Iterable[tuple[int, bytes]]) -> Iterator[tuple[str, Any]]:
+    for number, line in numbered:
         record: Any
         try:
             record = json.loads(line.decode())

@@ -19,6 +19,9 @@ def label_names(rows: Rows, column: str = "label") -> list[str]:
     if rows.labels is not None:
         return rows.labels
     split = next(iter(rows.splits))
+    if rows.stream is not None and split == "train":
+        what, fix = "the classes of a stream are not known before its end", "list them: dataset.labels=[NAME, …]"
+        raise UserError(what, where="dataset.labels", fix=fix)
     table = rows.split(split)
     found: set[str] = set()
     if column in table.column_names:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -16,6 +17,31 @@ from distillkit.data.splits import key_columns, keys
 from distillkit.errors import UserError
 
 ON_LEAK = ("report", "refuse", "drop", "ignore")
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What the rows of some splits say.
+
+    Attributes:
+        columns: That identify a row; see `key_columns`.
+        known: Their texts, in lower case, letters and digits only; none twice, none empty.
+    """
+
+    columns: tuple[str, ...]
+    known: pa.Array
+
+    @classmethod
+    def of(cls, splits: Sequence[Selection], columns: tuple[str, ...]) -> Texts:
+        """Collect the texts of splits."""
+        texts = [texts for split in splits for texts in keys(split, columns)]
+        known = pc.drop_null(pc.unique(pa.chunked_array(texts, pa.string())))
+        return cls(columns, known.filter(pc.match_substring_regex(known, r"\S")))
+
+    def stand_in(self, rows: Selection) -> np.ndarray:
+        """Tell which rows say one of them: bool `[rows]`."""
+        found = [pc.is_in(texts, value_set=self.known) for texts in keys(rows, self.columns)]
+        return np.concatenate([np.zeros(0, bool), *(texts.to_numpy(zero_copy_only=False) for texts in found)])
 
 
 def find_leaks(rows: Mapping[str, Selection]) -> dict[str, np.ndarray]:
@@ -35,12 +61,10 @@ def find_leaks(rows: Mapping[str, Selection]) -> dict[str, np.ndarray]:
     if not columns:
         return leaks
     for position, split in enumerate(present[:-1]):
-        later = [texts for other in present[position + 1 :] for texts in keys(rows[other], columns)]
-        known = pc.drop_null(pc.unique(pa.chunked_array(later, pa.string())))
-        known = known.filter(pc.match_substring_regex(known, r"\S"))
-        found = [pc.is_in(texts, value_set=known) for texts in keys(rows[split], columns)]
-        if any(texts.true_count for texts in found):
-            leaks[split] = np.concatenate([texts.to_numpy(zero_copy_only=False) for texts in found])
+        later = Texts.of([rows[other] for other in present[position + 1 :]], columns)
+        found = later.stand_in(rows[split])
+        if found.any():
+            leaks[split] = found
     return leaks
 
 

@@ -55,7 +55,7 @@ class MixedDataset:
 
     def load(self) -> Rows:
         """Load every source and mix."""
-        loaded = {name: source.load() for name, source in self.sources.items()}
+        loaded = {name: _load(name, source) for name, source in self.sources.items()}
         base = len(next(iter(loaded.values())).split("train"))
         owners: dict[str, Rows] = {}
         for split in ("validation", "test"):
@@ -85,6 +85,13 @@ class MixedDataset:
 
         name = " + ".join(rows.name for rows in loaded.values())
         return Rows(name, splits, _labels(loaded), where, self.handling, tuple(notes))
+
+
+def _load(name: str, source: Source) -> Rows:
+    rows = source.load()
+    if rows.stream is not None:
+        raise UserError("a stream cannot be mixed", where=f"dataset.sources.{name}", fix="set streaming: false there")
+    return rows
 
 
 def _leaks(rows: Rows, owners: Mapping[str, Rows]) -> dict[str, np.ndarray]:

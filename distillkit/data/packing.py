@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from distillkit.signals import Batch
+from distillkit.signals import Batch, Signal
 
 
 def pack(batch: Batch) -> Batch:
@@ -52,8 +52,13 @@ def pack(batch: Batch) -> Batch:
         counted=counted,
         labels=batch.labels[order],
         taught=batch.taught[order],
+        said=None if batch.said is None else _reordered(batch.said, order),
         segments=moved(from_row, -1),
     )
+
+
+def _reordered(said: Signal, items: torch.Tensor) -> Signal:
+    return Signal(None if said.logits is None else said.logits[items])
 
 
 def fill(lengths: Sequence[int], capacity: int) -> list[list[int]]:

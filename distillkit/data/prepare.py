@@ -19,7 +19,7 @@ from distillkit.data.digest import code_digest, digest, table_digest
 from distillkit.data.filters import Filter, check_filter, matches
 from distillkit.data.labels import name_classes
 from distillkit.data.leaks import ON_LEAK, find_leaks, settle_leaks
-from distillkit.data.rows import Handling, Rows, check_choice
+from distillkit.data.rows import Handling, Rows, Streaming, check_choice
 from distillkit.data.selection import LARGE, Selection
 from distillkit.data.splits import Amount, by_split, check_amounts, fraction_of, held_out, sample
 from distillkit.data.templates import Template, check_templates, fields, render
@@ -42,6 +42,7 @@ class Preparation:
     limit: Amount = None
     on_leak: str = "report"
     handling: Handling = field(default_factory=Handling)
+    streaming: Streaming | None = None
 
     def __post_init__(self) -> None:
         chosen_columns(self.columns)
@@ -49,6 +50,17 @@ class Preparation:
         check_filter(self.filter)
         check_amounts(self.limit, self.fraction, self.validation_share)
         check_choice(self.on_leak, ON_LEAK, "dataset.on_leak")
+        if self.streaming is not None:
+            self._check_streaming()
+
+    def _check_streaming(self) -> None:
+        """Refuse what needs the whole training split."""
+        if by_split(self.limit, "dataset.limit")["train"] is not None:
+            fix = "say train.max_steps instead; for other splits dataset.limit={validation: N}"
+            raise UserError("no sample can be drawn from a stream", where="dataset.limit", fix=fix)
+        if self.validation_share is not None:
+            fix = "set dataset.validation_share=null and dataset.validation_rows=N, which takes the first rows"
+            raise UserError("no share can be taken of a stream", where="dataset.validation_share", fix=fix)
 
     def read_columns(self) -> set[str]:
         """Return the names of the source's columns that are read."""
@@ -107,9 +119,14 @@ def prepare(name: str, raws: Mapping[str, Raw], wanted: Preparation) -> Rows:
     """
     parts, notes, labels = {}, [], wanted.labels
     for split, raw in raws.items():
-        parts[split], said, declared = _prepare_split(split, raw, wanted)
-        notes += said
-        labels = labels or declared
+        found = prepare_split(raw, wanted)
+        if found.unmet == len(raw.table) > 0:
+            raise UserError(f"no row of the {split} split passes the filter", where="dataset.filter")
+        notes += [found.filtered(split)] if found.unmet else []
+        note = settle(found.problems, found.records, found.problem_place, wanted.handling.on_bad_row, split)
+        notes += [] if note is None else [note]
+        parts[split] = found.part
+        labels = labels or found.labels
     if wanted.validation_share is not None and "train" in parts and "validation" not in parts:
         chosen = held_out(parts["train"].rows, wanted.validation_share)
         notes.append(f"validation: {chosen.sum():,} of {len(chosen):,} training rows, by their hash")
@@ -136,43 +153,59 @@ def _place(parts: Mapping[str, Part], split: str, index: int) -> str:
     return parts[split].place(index)
 
 
-def _prepare_split(split: str, raw: Raw, wanted: Preparation) -> tuple[Part, list[str], list[str] | None]:
-    """Return the rows of a split in our columns, what there is to say about them, and the class names they declare."""
+@dataclass(frozen=True)
+class Prepared:
+    """Rows in our columns, and what was found out about them.
+
+    Attributes:
+        part: The rows that are left.
+        unmet: How many do not meet the filter.
+        records: How many rows meet it, or are no rows because they could not be read.
+        problems: Number of such a record → what is wrong: of those that could not be read, then of the others.
+        labels: The class names that a column declares.
+    """
+
+    part: Part
+    unmet: int
+    records: int
+    problems: Mapping[int, str]
+    labels: list[str] | None
+
+    def problem_place(self, number: int) -> str:
+        """Name the place of a record with a problem."""
+        raw, broken = self.part.raw, len(self.part.raw.broken)
+        return raw.broken_place(number) if number < broken else raw.place(number - broken)
+
+    def filtered(self, split: str) -> str:
+        """Say what the filter did."""
+        rows = len(self.part.raw.table)
+        return f"{split}: the filter keeps {rows - self.unmet:,} of {rows:,} rows"
+
+
+def prepare_split(raw: Raw, wanted: Preparation) -> Prepared:
+    """Map the columns of rows, filter them and fill templates; leave out the bad ones."""
     ours = find_columns(raw.table.schema, chosen_columns(wanted.columns), raw.name)
     ours = {name: theirs for name, theirs in ours.items() if name not in wanted.template}
     table = pa.table({name: part(raw.table, theirs) for name, theirs in ours.items()})
     features = {name: raw.features.get(theirs) for name, theirs in ours.items()}
     table, declared = name_classes(read_answers(one_type(table)), features)
-    kept, notes = _filter(split, raw, table, wanted)
+    kept = _filter(raw, table, wanted)
     table, unfilled = _fill_templates(raw, table, wanted)
     bad = {index: unfilled[index] for index in np.intersect1d(kept, list(unfilled)).tolist()}
-    note = _settle(split, raw, bad, len(kept), wanted.handling.on_bad_row)
-    kept = np.setdiff1d(kept, list(bad))
-    return Part(raw, Selection(table, kept)), notes + ([] if note is None else [note]), declared
-
-
-def _settle(split: str, raw: Raw, bad: Mapping[int, str], rows: int, on_bad_row: str) -> str | None:
-    """Refuse or report the records that are broken, and the rows that are bad."""
     count = len(raw.broken)
-
-    def place(number: int) -> str:
-        return raw.broken_place(number) if number < count else raw.place(number - count)
-
     problems = {**dict(enumerate(raw.broken)), **{index + count: reason for index, reason in bad.items()}}
-    return settle(problems, rows + count, place, on_bad_row, split)
+    left = Part(raw, Selection(table, np.setdiff1d(kept, list(bad))))
+    return Prepared(left, len(raw.table) - len(kept), len(kept) + count, problems, declared)
 
 
-def _filter(split: str, raw: Raw, table: pa.Table, wanted: Preparation) -> tuple[np.ndarray, list[str]]:
-    """Return the indices of the rows that pass the filter, and a note if any does not."""
+def _filter(raw: Raw, table: pa.Table, wanted: Preparation) -> np.ndarray:
+    """Return the indices of the rows that pass the filter."""
     everything = np.arange(len(raw.table))
     if not wanted.filter or not len(everything):
-        return everything, []
+        return everything
     keys = {name: f"dataset.filter.{name}" for name in wanted.filter}
     met = matches(wanted.filter, _fields(raw, {name: table[name] for name in table.column_names}, keys))
-    if not met.any():
-        raise UserError(f"no row of the {split} split passes the filter", where="dataset.filter")
-    note = [] if met.all() else [f"{split}: the filter keeps {met.sum():,} of {len(met):,} rows"]
-    return everything[met], note
+    return everything[met]
 
 
 def _fields(raw: Raw, ours: Mapping[str, pa.ChunkedArray], keys: Mapping[str, str]) -> dict[str, pa.ChunkedArray]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gzip
 from bisect import bisect_right
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -133,15 +133,20 @@ def _map_arrow(path: Path) -> pa.Table:
 def _read_text(reading: Reading, _: Callable[[], None]) -> Iterator[pa.Table]:
     records = enumerate(lines(reading.path))
     while chunk := list(islice(records, ROWS)):
-        texts = []
-        for record, (number, line) in chunk:
-            try:
-                texts.append(line.decode())
-            except UnicodeDecodeError as error:
-                if not reading.lenient:
-                    raise UserError(f"not UTF-8 text ({error.reason})", where=f"{reading.path}:{number}") from error
-                reading.passed_over[record] = f"not UTF-8 text ({error.reason})"
-        yield pa.table({"text": pa.array(texts, pa.string())})
+        yield decode_texts(reading, chunk)
+
+
+def decode_texts(reading: Reading, records: Iterable[tuple[int, tuple[int, bytes]]]) -> pa.Table:
+    """Return the texts of some lines: their numbers as records and as lines, and their bytes."""
+    texts = []
+    for record, (number, line) in records:
+        try:
+            texts.append(line.decode())
+        except UnicodeDecodeError as error:
+            if not reading.lenient:
+                raise UserError(f"not UTF-8 text ({error.reason})", where=f"{reading.path}:{number}") from error
+            reading.passed_over[record] = f"not UTF-8 text ({error.reason})"
+    return pa.table({"text": pa.array(texts, pa.string())})
 
 
 def _record(row: int, passed_over: list[int]) -> int:

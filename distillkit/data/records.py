@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gzip
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Generator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -34,7 +34,7 @@ def suffix(path: Path) -> str:
     return (path.with_suffix("") if path.suffix == ".gz" else path).suffix
 
 
-def lines(path: Path) -> Iterator[tuple[int, bytes]]:
+def lines(path: Path) -> Generator[tuple[int, bytes], None, None]:
     """Yield the lines that are not blank, with their numbers."""
     with open_bytes(path) as file:
         for number, line in enumerate(file, start=1):

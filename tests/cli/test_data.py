@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.terminal import Outcome, distillkit
-from tests.tiny import classifier, data_files, language_model, rows, save, write_jsonl
+from tests.tiny import classifier, data_files, events, language_model, rows, save, write_jsonl
 
 RUN = ["train", "student.path=student", "task.max_length=32", "train.max_steps=2", "train.batch_size=8"]
 FILES = ["dataset.train=mixed.jsonl", "dataset.validation=data/validation.jsonl"]
@@ -134,7 +134,28 @@ def test_the_cache_is_used_again_and_may_be_elsewhere() -> None:
     assert "already finished" in again.out  # where rows are cached is no other run
 
 
+STREAM = ["dataset.train=mixed.jsonl", "dataset.streaming=true", "dataset.window=8", "dataset.on_bad_row=skip"]
+
+
+def test_training_rows_are_streamed() -> None:
+    words = [*STREAM, "dataset.validation_rows=8", "dataset.labels=[bad,good]", "output_dir=streamed"]
+    before = cached()
+    result = run(*RUN, *words, "train.max_steps=5")
+    assert "validation: the first 8 rows of the training files" in result.out
+    assert "a stream of rows, 8 at a time" in result.out
+    assert "train, rows 17 to 24: 3 of 8 rows skipped: mixed.jsonl:21: label 'goood'" in result.out
+    assert "train: 25 rows read, 3 skipped, 0 left out" in result.out
+    data = report("streamed")["data"]
+    assert (data["train"]["rows"], data["train"]["encoded"], data["train"]["bad"]) == (25, 22, 3)
+    assert data["validation"]["encoded"] == 8
+    losses = [event for event in events(Path("streamed")) if event["event"] == "train"]
+    assert losses[-1]["epoch"] == 1.0  # 8, 5, 8 and 1 rows, and 8 again
+    assert len(cached() - before) == 1  # the validation split
+
+
 REFUSED = {
+    "steps": ([*STREAM, "dataset.labels=[bad,good]", "train.max_steps=null"], "train.max_steps: a stream does not"),
+    "classes": (STREAM, "dataset.labels: the classes of a stream are not known before its end; list them: "),
     "no folder": (["dataset.path=nowhere"], "dataset.path: no such folder: nowhere"),
     "nothing in it": (["dataset.path=student"], "dataset.path: no files of a split in student: "),
     "template": (
