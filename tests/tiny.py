@@ -29,8 +29,9 @@ from distillkit.schema import TrainSettings
 from distillkit.tasks.base import Task
 from distillkit.tasks.causal_lm import CausalLM
 from distillkit.tasks.sequence_classification import SequenceClassification
-from distillkit.training.loop import FitResult, Run, fit
+from distillkit.training.loop import fit
 from distillkit.training.records import Records
+from distillkit.training.run import FitResult, Run
 
 GOOD = ["a fine and happy day", "lovely work", "what a joy to see this again and again", "great", "so very good"]
 BAD = ["a sad and grey day", "awful work", "what a pain to see this again and again", "terrible", "so very bad"]

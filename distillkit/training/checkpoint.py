@@ -15,6 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
 
+from distillkit.data.encode import Counts
+from distillkit.data.plans import Place
 from distillkit.errors import UserError
 from distillkit.training.stopping import Patience
 
@@ -33,6 +35,7 @@ class Progress:
         best_step: The step with the best evaluation so far; None before the first.
         best_value: Its metric.
         patience: What early stopping remembers.
+        place: Where the step stands in a stream of rows; None where a step stands for itself.
     """
 
     step: int
@@ -41,6 +44,7 @@ class Progress:
     best_step: int | None = None
     best_value: float | None = None
     patience: Patience = field(default_factory=Patience)
+    place: Place | None = None
 
 
 def save_checkpoint(
@@ -76,6 +80,7 @@ def save_checkpoint(
             "best_step": progress.best_step,
             "best_value": progress.best_value,
             "patience": asdict(progress.patience),
+            "place": None if progress.place is None else asdict(progress.place),
             "groups": groups,
             "scaler": None if accelerator.scaler is None else accelerator.scaler.state_dict(),
         }
@@ -111,7 +116,12 @@ def load_checkpoint(
         every = [load_file(path / f"process-{rank}.safetensors") for rank in range(state["processes"])]
         sums = torch.stack([part["window_sums"] for part in every]).sum(dim=0).to(device)
     patience = Patience(**state["patience"])
-    return Progress(state["step"], sums, counts, state["best_step"], state["best_value"], patience)
+    return Progress(state["step"], sums, counts, state["best_step"], state["best_value"], patience, _place(state))
+
+
+def _place(state: dict[str, Any]) -> Place | None:
+    found = state.get("place")
+    return None if found is None else Place(**{**found, "counts": Counts(**found["counts"])})
 
 
 def checkpoints(folder: Path) -> list[Path]:

@@ -37,8 +37,9 @@ from distillkit.models.live import LiveModel
 from distillkit.models.tokenizers import ByteLevelBPE
 from distillkit.schema import TrainSettings
 from distillkit.tasks.sequence_classification import SequenceClassification
-from distillkit.training.loop import Run, fit
+from distillkit.training.loop import fit
 from distillkit.training.records import Records
+from distillkit.training.run import Run
 
 TEXT = "a fine and happy day after so many grey ones that nobody could count them any more"
 PARTS = ("overhead", "scaling", "memory")

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from distillkit.data.batches import BatchPlan, planned_steps
 from distillkit.data.encode import Encoded
 from distillkit.losses.objective import Objective
 from distillkit.losses.task import CrossEntropy
@@ -16,7 +17,7 @@ from distillkit.schema import LoraSettings, TrainSettings
 from distillkit.signals import IGNORE
 from distillkit.training import loop
 from distillkit.training.checkpoint import newest_checkpoint
-from distillkit.training.loop import fit, planned_steps
+from distillkit.training.loop import fit
 from tests.tiny import classifier, encoded, events, language_model, train, training
 
 KINDS = {"classifier": classifier, "language model": language_model}
@@ -84,7 +85,7 @@ def test_the_gradient_is_that_of_the_mean_loss_in_plain_torch(spy, tmp_path, kin
     """α · mean CE + (1 − α) · T² · mean KL over all items of the batch, from the models' own logits."""
     ours = gradients_of(spy, tmp_path, kind, data)
     student, teacher = kind(layers=1), kind(seed=7).eval()
-    plan = loop.BatchPlan(data.lengths, 8, 42, True)
+    plan = BatchPlan(data.lengths, 8, 42, True)
     batch = data.batch(plan.rows(0))
     q, p = (model.model(**batch.inputs).logits[batch.counted].double() for model in (student, teacher))
     hard = -q.log_softmax(-1)[torch.arange(len(q)), batch.labels].mean()

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from distillkit.training.checkpoint import newest_checkpoint
-from distillkit.training.loop import FitResult, fit
+from distillkit.training.loop import fit
+from distillkit.training.run import FitResult
 from distillkit.training.stopping import Patience
 from tests.tiny import classifier, encoded, events, training
 
