@@ -7,7 +7,7 @@ after it sees flat tensors `[items, …]` without padding.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from math import ceil
 from typing import Any, Protocol
@@ -32,6 +32,7 @@ class Batch:
             scores, or 1 and 0 for each class, NaN where there is none.
         taught: bool `[items]`: the items about which the teacher says something.
         recorded: float `[items, classes]`: teacher logits that came with the rows, if any.
+        said: What a teacher store holds about these rows, if one is the teacher.
         segments: int64 `[batch, length]`: which text each position belongs to, −1 for padding, where several share a
             row (`distillkit.data.packing`); None where a row is one text.
         extras: Of each row, what answers are judged by and no model reads, such as texts and ids: column → values.
@@ -43,6 +44,7 @@ class Batch:
     labels: Tensor
     taught: Tensor
     recorded: Tensor | None = None
+    said: Signal | None = None
     segments: Tensor | None = None
     extras: Mapping[str, list[Any]] = field(default_factory=dict)
     real: bool = True
@@ -56,6 +58,7 @@ class Batch:
             labels=self.labels.to(device, non_blocking=True),
             taught=self.taught.to(device, non_blocking=True),
             recorded=None if self.recorded is None else self.recorded.to(device, non_blocking=True),
+            said=None if self.said is None else self.said.to(device),
             segments=None if self.segments is None else self.segments.to(device, non_blocking=True),
         )
 
@@ -77,6 +80,10 @@ class DenseLogits:
     def __getitem__(self, items: slice | Tensor) -> DenseLogits:
         """Select some items."""
         return DenseLogits(self.values[items])
+
+    def to(self, device: torch.device) -> DenseLogits:
+        """Copy to a device."""
+        return DenseLogits(self.values.to(device, non_blocking=True))
 
     def rows(self, start: int, stop: int) -> Tensor:
         """Return the logits `[stop - start, classes]` of some items."""
@@ -113,6 +120,11 @@ class HeadLogits:
         """Select some items."""
         return replace(self, hidden=self.hidden[items])
 
+    def to(self, device: torch.device) -> HeadLogits:
+        """Copy to a device."""
+        bias = None if self.bias is None else self.bias.to(device)
+        return replace(self, hidden=self.hidden.to(device), weight=self.weight.to(device), bias=bias)
+
     def rows(self, start: int, stop: int) -> Tensor:
         """Compute the logits `[stop - start, vocab]` of some items."""
         hidden = self.hidden[start:stop].to(self.weight.dtype)
@@ -134,12 +146,20 @@ class HeadLogits:
 class SparseLogits:
     """What a model holds most likely: some classes of each item, and how much is left for all others.
 
+    Of the others there may be random draws. They stand for all that is left, and give what is linear in the
+    probabilities without bias; a loss that is not (`TaughtLoss.linear`), or at another temperature, leaves them aside.
+
     Attributes:
         ids: int64 `[items, k]`, each class once; −1 in a slot that holds none.
-        log_probs: `[items, k]`: natural log-probabilities at temperature 1; anything in an empty slot.
+        log_probs: `[items, k]`: natural log-probabilities at `temperature`; anything in an empty slot.
         rest: `[items]`: log of the probability of all classes that are not listed; −inf where it is zero.
         classes: How many classes the model has.
-        normaliser: `[items]`: log Σ exp(logit), which makes logits of log-probabilities; None if it was not kept.
+        normaliser: `[items]`: log Σ exp(logit / temperature), which makes logits of log-probabilities; None if it was
+            not kept.
+        temperature: What the logits were divided by.
+        drawn: int64 `[items, n]`: classes drawn from those that are not listed, each once; −1 in a slot that holds
+            none. None if nothing was drawn.
+        weights: `[items, n]`: logs of the probabilities that they stand for.
     """
 
     ids: Tensor
@@ -147,6 +167,9 @@ class SparseLogits:
     rest: Tensor
     classes: int
     normaliser: Tensor | None = None
+    temperature: float = 1.0
+    drawn: Tensor | None = None
+    weights: Tensor | None = None
 
     @staticmethod
     def best(logits: Tensor, k: int) -> SparseLogits:
@@ -161,8 +184,24 @@ class SparseLogits:
 
     def __getitem__(self, items: slice | Tensor) -> SparseLogits:
         """Select some items."""
-        normaliser = None if self.normaliser is None else self.normaliser[items]
-        return SparseLogits(self.ids[items], self.log_probs[items], self.rest[items], self.classes, normaliser)
+        return self._map(lambda tensor: tensor[items])
+
+    def to(self, device: torch.device) -> SparseLogits:
+        """Copy to a device."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> SparseLogits:
+        names = ("ids", "log_probs", "rest", "normaliser", "drawn", "weights")
+        changed: dict[str, Any] = {name: change(it) for name in names if (it := getattr(self, name)) is not None}
+        return replace(self, **changed)
+
+    def with_draws(self) -> SparseLogits:
+        """List what was drawn as well, by what it stands for, with nothing left over."""
+        assert self.drawn is not None
+        assert self.weights is not None
+        ids, log_probs = torch.cat([self.ids, self.drawn], -1), torch.cat([self.log_probs, self.weights], -1)
+        nothing = torch.full_like(self.rest, -torch.inf)
+        return replace(self, ids=ids, log_probs=log_probs, rest=nothing, drawn=None, weights=None)
 
     @property
     def each(self) -> Tensor:
@@ -171,11 +210,14 @@ class SparseLogits:
         return self.rest - others.to(self.rest.dtype).log()
 
     def rows(self, start: int, stop: int) -> Tensor:
-        """Return log-probabilities `[stop - start, classes]` of some items; the classes not listed are alike."""
+        """Return logits `[stop - start, classes]` of some items, up to a constant; the classes not listed are alike.
+
+        At temperature 1 they are log-probabilities. What was drawn is left aside.
+        """
         some = self[start:stop]
         listed = some.ids >= 0
         spread = some.each.unsqueeze(-1).repeat(1, some.classes + 1)  # the last column takes what empty slots hold
-        return spread.scatter(-1, some.ids.where(listed, some.classes), some.log_probs)[:, :-1]
+        return self.temperature * spread.scatter(-1, some.ids.where(listed, some.classes), some.log_probs)[:, :-1]
 
 
 Logits = DenseLogits | HeadLogits | SparseLogits
@@ -192,6 +234,11 @@ class Signal:
 
     logits: Logits | None = None
     features: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def to(self, device: torch.device) -> Signal:
+        """Copy to a device."""
+        features = {name: tensor.to(device, non_blocking=True) for name, tensor in self.features.items()}
+        return Signal(None if self.logits is None else self.logits.to(device), features)
 
 
 @dataclass(frozen=True)

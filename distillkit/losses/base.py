@@ -20,6 +20,11 @@ class Loss(nn.Module):
         super().__init__()
         self._schedules: dict[str, Schedule] = {}
 
+    @property
+    def scheduled(self) -> bool:
+        """Whether anything of it changes with the run's progress."""
+        return bool(self._schedules)
+
     def mask(self, batch: Batch) -> Tensor:
         """Return the items that this term averages over: bool, of any shape."""
         raise NotImplementedError

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.linalg import vecdot
 
 from distillkit.losses.base import LogitLoss
-from distillkit.losses.shared import floored
+from distillkit.losses.shared import TaughtLoss, floored
 from distillkit.losses.sparse import compare
 from distillkit.signals import DenseLogits, SparseLogits
 
@@ -43,7 +43,11 @@ def differentiate(
     for index, (loss, scale) in enumerate(terms):
         if derives(loss) and (block.teacher is not None or not loss.needs_teacher):
             values[index] = loss.derive(block, scale)
-        else:
+        elif isinstance(teacher, SparseLogits) and takes_lists(loss):
+            value = loss.derive_listed(block, teacher, scale)
+            if value is not None:
+                values[index] = value
+        if index not in values:
             others.append(index)
     if others:
         leaf = student.detach().requires_grad_()
@@ -110,10 +114,10 @@ class Student(Softmax):
         self._sum += weight if isinstance(pull, Softmax) else weight * pull.sum(dim=-1, keepdim=True)
 
     def add_at(self, classes: Tensor, pull: Tensor, scale: float) -> None:
-        """Add scale · pull `[items, 1]` at one class `[items, 1]` of each item."""
+        """Add scale · pull `[items, n]` at some classes `[items, n]` of each item."""
         pull = pull * (scale / self._temperature)
         self._points.append((classes, pull))
-        self._sum += pull
+        self._sum += pull.sum(dim=-1, keepdim=True)
 
     def gradient(self, out: Tensor | None = None) -> Tensor:
         """Return the gradient with respect to the logits `[items, classes]`."""
@@ -226,6 +230,19 @@ class Derived(Protocol):
     def derive(self, block: Block, scale: float) -> Tensor:
         """Add scale times the derivative of `per_item` to the block; return the value of each item `[items]`."""
         ...
+
+
+class Linear(Protocol):
+    """A loss that knows its derivative where the teacher lists some classes."""
+
+    def derive_listed(self, block: Block, teacher: SparseLogits, scale: float) -> Tensor | None:
+        """Do what `derive` does, or nothing and return None where it cannot."""
+        ...
+
+
+def takes_lists(loss: LogitLoss) -> TypeGuard[Linear]:
+    """Tell whether a loss is linear in the teacher's probabilities, and as it was when its derivative was written."""
+    return isinstance(loss, TaughtLoss) and loss.linear and derives(loss)
 
 
 def derives(loss: LogitLoss) -> TypeGuard[Derived]:

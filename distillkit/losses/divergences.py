@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.linalg import vecdot
 
 from distillkit.losses.derivatives import Block, Pair, Softmax
+from distillkit.losses.listed import derive_listed
 from distillkit.losses.schedule import Schedule
 from distillkit.losses.shared import (
     EXPONENT,
@@ -33,6 +34,8 @@ from distillkit.losses.shared import (
     shared_logits,
     soften,
 )
+from distillkit.losses.sparse import listing
+from distillkit.signals import SparseLogits
 
 
 class Divergence(TaughtLoss):
@@ -69,6 +72,12 @@ class Divergence(TaughtLoss):
         at.student.add(pull, factor * scale)
         return factor * value
 
+    def derive_listed(self, block: Block, teacher: SparseLogits, scale: float) -> Tensor | None:
+        """Do what `derive` does with a teacher that lists some classes, where D is linear in p; None if it cannot."""
+        factor = self.temperature**self.power
+        logs = derive_listed(block, listing(teacher, self), self.temperature, factor * scale)
+        return None if logs is None else factor * self.between(*logs)
+
     def per_item(self, student: Tensor, teacher: Tensor | None, labels: Tensor) -> Tensor:  # noqa: ARG002
         """Return nats `[items]`, over the classes that both have."""
         student, teacher = shared_logits(student, teacher)
@@ -85,6 +94,8 @@ class ForwardKL(Divergence):
     Args:
         temperature: T.
     """
+
+    linear = True
 
     def between(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         """Return KL(p ‖ q)."""
@@ -120,6 +131,8 @@ class SoftCrossEntropy(Divergence):
     Args:
         temperature: T.
     """
+
+    linear = True
 
     def between(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         """Return −Σ p log q."""
@@ -163,6 +176,7 @@ class GeneralizedJSD(Divergence):
     def __init__(self, beta: float = 0.5, temperature: float | Schedule = 1.0) -> None:
         super().__init__(temperature)
         self.beta = fraction(beta, "beta")
+        self.linear = self.beta == 0
 
     def between(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         """Return KL(p ‖ m) / (1 − β) + KL(q ‖ m) / β."""

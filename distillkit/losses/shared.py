@@ -17,12 +17,14 @@ class TaughtLoss(LogitLoss):
 
     How it is compared with a teacher that lists only some classes (`distillkit.losses.sparse`): at `temperature`; with
     all classes that are not listed as one more class if `lumps`, else among the listed ones alone; by logits as they
-    are if `absolute`, else by logits less a constant of each item.
+    are if `absolute`, else by logits less a constant of each item. Is the loss, but for a constant, `linear` in the
+    teacher's probabilities, then random draws from what is not listed give its gradient without bias.
     """
 
     temperature = 1.0
     lumps = True
     absolute = False
+    linear = False
 
     def mask(self, batch: Batch) -> Tensor:
         """Return the items that the teacher speaks about."""

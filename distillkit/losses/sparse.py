@@ -4,6 +4,15 @@ A teacher that lists only k classes of an item (`SparseLogits`) is compared in b
 more that holds all others. At temperature T the bucket's logit is what makes its probability the sum of theirs,
 T · log Σ exp(z / T): for the student over its own logits, for the teacher as if what is left were spread evenly. Then
 the loss sees `[items, k + 1]` logits like any others. With every class listed this is the dense comparison.
+
+At the temperature of the teacher's log-probabilities the bucket is exact. At another temperature T the listed classes
+are exact among each other, and what the bucket holds is bounded. With m classes of probability r that are each at most
+b, Σ p^(1/T) lies between (r/b) b^(1/T), were they as uneven as can be, and m (r/m)^(1/T), were they even, if T is above
+the teacher's; below it, the other way round. It is taken as even.
+
+Where the teacher also has random draws from all others, a loss that is linear in its probabilities gets those, each for
+its share of the rest, and no bucket: its gradient is that of the whole distribution on average over draws. Its value
+is not: the entropy of what was drawn is less than the teacher's, so that a divergence comes out too high.
 """
 
 from __future__ import annotations
@@ -36,7 +45,7 @@ def compare(
     Raises:
         UserError: If a loss needs what a sparse teacher did not keep.
     """
-    buckets: dict[tuple[float, bool, bool], tuple[Tensor, Tensor, Tensor]] = {}
+    buckets: dict[tuple[float, bool, bool, bool], tuple[Tensor, Tensor, Tensor]] = {}
     values = []
     for loss in losses:
         if not loss.needs_teacher or teacher is None:
@@ -45,10 +54,31 @@ def compare(
             values.append(loss.per_item(student, teacher.values.to(student.dtype), labels))
         else:
             how = (loss.temperature, loss.lumps, loss.absolute) if isinstance(loss, TaughtLoss) else (1.0, True, False)
-            if how not in buckets:
-                buckets[how] = in_buckets(student, teacher, labels, how[0], lumps=how[1], absolute=how[2])
-            values.append(loss.per_item(*buckets[how]))
+            listed = listing(teacher, loss)
+            key = *how, listed is teacher
+            if key not in buckets:
+                buckets[key] = in_buckets(student, listed, labels, how[0], lumps=how[1], absolute=how[2])
+            values.append(loss.per_item(*buckets[key]))
     return values
+
+
+def listing(teacher: SparseLogits, loss: LogitLoss) -> SparseLogits:
+    """Return what a loss compares the student with: with the draws, if there are some and it is right with them.
+
+    Raises:
+        UserError: If there is nothing else.
+    """
+    if teacher.drawn is None:
+        return teacher
+    if isinstance(loss, TaughtLoss) and loss.linear and loss.temperature == teacher.temperature:
+        return teacher.with_draws()
+    if teacher.ids.shape[-1] == 0:
+        raise UserError(
+            f"{type(loss).__name__} needs the teacher's likeliest classes, and only random draws were stored",
+            where="loss",
+            fix=f"use ForwardKL or SoftCrossEntropy at temperature {teacher.temperature:g}, or store top_k_sampled",
+        )
+    return teacher
 
 
 def in_buckets(
@@ -71,18 +101,29 @@ def in_buckets(
         and the labels' buckets.
     """
     shared = min(student.shape[-1], teacher.classes)
-    there = (teacher.ids >= 0) & (teacher.ids < shared)  # [items, k]
-    ids = teacher.ids.where(there, 0)
+    ids, there = within(teacher, shared)
     theirs = teacher.log_probs.to(student.dtype)
     if absolute:
         theirs = theirs + _normaliser(teacher).to(student.dtype).unsqueeze(-1)
+    theirs = (theirs * teacher.temperature).where(there, ABSENT)
     slots = _slots(labels, ids, there, shared)
     if not lumps:
-        return student.gather(-1, ids).where(there, ABSENT), theirs.where(there, ABSENT), slots
-    count = shared - there.sum(dim=-1)  # of classes that are not listed
-    lump = temperature * count.to(student.dtype).log() + teacher.each.to(student.dtype)
-    theirs = torch.cat([theirs.where(there, ABSENT), lump.where(count > 0, ABSENT).unsqueeze(-1)], dim=-1)
+        return student.gather(-1, ids).where(there, ABSENT), theirs, slots
+    theirs = torch.cat([theirs, lump(teacher, there, shared, temperature).to(student.dtype).unsqueeze(-1)], dim=-1)
     return _Buckets.apply(student, ids, there, shared, temperature), theirs, slots
+
+
+def within(teacher: SparseLogits, classes: int) -> tuple[Tensor, Tensor]:
+    """Return the listed classes `[items, k]`, 0 for those beyond `classes` and in empty slots; and which are left."""
+    there = (teacher.ids >= 0) & (teacher.ids < classes)
+    return teacher.ids.where(there, 0), there
+
+
+def lump(teacher: SparseLogits, there: Tensor, classes: int, temperature: float) -> Tensor:
+    """Return the logit `[items]` of all others among `classes` as one, `ABSENT` where there are none."""
+    count = classes - there.sum(dim=-1)
+    value = temperature * count.to(teacher.rest.dtype).log() + teacher.temperature * teacher.each
+    return value.where(count > 0, ABSENT)
 
 
 class _Buckets(torch.autograd.Function):
