@@ -1,0 +1,1 @@
+"""Filters of generated rows: which ones become training data."""
