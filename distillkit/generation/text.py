@@ -1,83 +1,91 @@
-"""Text from a teacher: answers to prompts, continuations of texts, targets for sources."""
+"""Text from a teacher: answers to prompts and conversations, continuations of texts, targets for sources."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
+import pyarrow.compute as pc
+from datasets import Dataset
 
+from distillkit.data.bad_rows import settle
+from distillkit.data.checks import pieces
+from distillkit.data.columns import problems
 from distillkit.data.rows import Rows
 from distillkit.errors import UserError
+from distillkit.generation.backends.base import Backend, Prompt, Sampling, Writer
+from distillkit.generation.backends.local import Transformers
+from distillkit.generation.base import SHARD_ROWS, at_least_one
+from distillkit.generation.filters.base import SOURCE, Filter
+from distillkit.generation.prompts import PromptReader
 from distillkit.models.live import LiveModel
-from distillkit.tasks.base import Task, attention_mask, pad
-
-ANSWERS = {"prompt": "completion", "source": "target"}  # column → that of its answer
+from distillkit.reporting.console import notice
+from distillkit.tasks.base import Task
 
 
 class TeacherText:
-    """Let the teacher answer every `prompt`, continue the beginning of every `text`, or write a target for a `source`.
+    """Let the teacher answer: `messages`, an `instruction`, a `prompt`; translate or sum up a `source`; go on a `text`.
 
-    An answer that was cut off at `max_new_tokens` is no answer: it is left out and counted. A continuation is kept,
-    and marked as not finished, so that no end-of-text is learned where there was none.
+    The first of these columns that the rows have, and that the task's models answer, is what it is asked. Of a
+    conversation that ends with an answer, that answer is written anew.
 
     Args:
         split: Which rows.
-        batch_size: Prompts of a forward pass; prompts of similar length share one.
+        backend: What asks the teacher; None: transformers, in this process.
         max_new_tokens: Longest answer.
         prompt_tokens: Of a `text`, so many tokens are the prompt.
+        ask: Text with {columns}, which the teacher is asked in place of the column; rows keep the column. For a
+            general model that has to be told what to do.
         samples: Answers to each prompt.
-        temperature: 0 takes the most likely token (or beam); above, tokens are sampled.
-        top_p: Sample among the most likely tokens with this share of the probability.
+        temperature: 0 takes the most likely token (or beam); above, tokens are drawn.
+        top_p: Draw among the most likely tokens with this share of the probability.
+        top_k: Draw among so many most likely tokens; None for all.
         beams: Of beam search; 1 for none.
-        seed: Of the sampling.
+        stop: Texts that end an answer, beside the token that does.
+        seed: Of the draws. Each answer has its own, whatever else is written at the same time.
         limit: Use at most so many prompts.
+        filters: name → filter that the rows pass through.
+        shard_rows: Prompts whose answers are written together, and are lost at most if the run is killed.
     """
 
     name = "text"
-    required_columns = (("prompt",), ("source",), ("text",))
+    required_columns = (("messages",), ("instruction",), ("prompt",), ("source",), ("text",))
 
     def __init__(
         self,
         split: str = "train",
-        batch_size: int = 16,
+        backend: Backend | None = None,
         max_new_tokens: int = 256,
         prompt_tokens: int = 32,
+        ask: str | None = None,
         samples: int = 1,
         temperature: float = 0.7,
         top_p: float = 0.95,
+        top_k: int | None = None,
         beams: int = 1,
+        stop: list[str] | None = None,
         seed: int = 0,
         limit: int | None = None,
+        filters: dict[str, Filter | None] | None = None,
+        shard_rows: int = SHARD_ROWS,
     ) -> None:
-        for key, value in (
-            ("batch_size", batch_size),
-            ("max_new_tokens", max_new_tokens),
-            ("prompt_tokens", prompt_tokens),
-            ("samples", samples),
-            ("beams", beams),
-        ):
-            if value < 1:
-                raise UserError(f"must be at least 1, got {value}", where=f"generate.{key}")
-        if temperature < 0 or not 0 < top_p <= 1:
-            raise UserError("needs temperature ≥ 0 and 0 < top_p ≤ 1", where="generate.temperature")
-        if samples > 1 and temperature == 0 and beams < samples:
-            raise UserError(
-                f"{samples} samples at temperature 0 are all the same",
-                where="generate.samples",
-                fix="raise temperature",
-            )
         self.split = split
-        self.batch_size = batch_size
-        self.max_new_tokens = max_new_tokens
-        self.prompt_tokens = prompt_tokens
-        self.samples = samples
-        self.temperature = temperature
-        self.top_p = top_p
-        self.beams = beams
+        self.backend: Backend = backend or Transformers()
+        self.sampling = Sampling(max_new_tokens, samples, temperature, top_p, top_k, beams, tuple(stop or ()))
+        self.prompt_tokens = at_least_one(prompt_tokens, "generate.prompt_tokens")
+        self.ask = ask
         self.seed = seed
-        self.limit = limit
+        self.limit = None if limit is None else at_least_one(limit, "generate.limit")
+        self.filters: Mapping[str, Filter | None] = filters or {}
+        self.shard_rows = at_least_one(shard_rows, "generate.shard_rows")
+
+    @property
+    def asks(self) -> str | None:
+        """The model that is asked in place of the config's teacher."""
+        return self.backend.asks
 
     def check(self, task: Task) -> None:
         """Refuse a task whose models write no text."""
@@ -89,72 +97,84 @@ class TeacherText:
         count = len(rows.split(self.split))
         return count if self.limit is None else min(count, self.limit)
 
-    @torch.no_grad()
-    def __call__(self, teacher: LiveModel, rows: Rows, share: slice) -> Iterator[list[dict[str, Any]]]:
-        """Yield finished rows, batch by batch.
-
-        They are `{prompt, completion, finished}`, `{source, target, finished}`, or of continuations `{text, finished}`.
+    def prepare(self, teacher: LiveModel | None, rows: Rows, task: Task) -> AskedForText:
+        """Pick the column of the prompts, look for bad rows, and get the backend ready.
 
         Args:
-            teacher: A language model, causal or encoder-decoder.
+            teacher: A language model, causal or encoder-decoder; None if the backend asks another.
             rows: The dataset.
-            share: Which of the prompts this process answers.
+            task: Of the teacher.
         """
-        table = rows.split(self.split).select(range(self.total(rows)))
-        column = next((name for name in teacher.task.prompts if name in table.column_names), None)
+        table = rows.split(self.split)
+        column = next((name for name in task.prompts if name in table.column_names), None)
         if column is None:
-            wanted = " or ".join(teacher.task.prompts)
-            raise UserError(f"a {teacher.task.name} teacher answers a {wanted}", where="dataset.columns")
-        prompts = self._prompts(list(table[column])[share], teacher, column)
-        order = sorted(range(len(prompts)), key=lambda index: len(prompts[index][1]))
-        torch.manual_seed(self.seed + (share.start or 0))
-        for start in range(0, len(order), self.batch_size):
-            chosen = [prompts[index] for index in order[start : start + self.batch_size]]
-            answers = self._answer([ids for _, ids in chosen], teacher)
-            texts = [text for text, _ in chosen for _ in range(self.samples)]
-            yield [_row(column, text, *answer) for text, answer in zip(texts, answers, strict=True)]
+            wanted = " or ".join(task.prompts)
+            raise UserError(f"a {task.name} teacher answers a {wanted}", where="dataset.columns")
+        total = self.total(rows)
+        bad = _find_bad(table, column, total)
+        note = settle(bad, total, partial(rows.where, self.split), rows.handling.on_bad_row, self.split)
+        if note is not None:
+            notice(note)
+        writer = self.backend.open(teacher, task)
+        reader = PromptReader(column, task, writer.tokenizer, self.backend.chats, self.prompt_tokens, self.ask)
+        return AskedForText(self, rows, table, reader, writer, frozenset(bad))
 
-    def _prompts(self, texts: list[str], teacher: LiveModel, column: str) -> list[tuple[str, list[int]]]:
-        tokenizer, end = teacher.tokenizer, teacher.tokenizer.eos_token_id
-        if column == "source":
-            encoded = tokenizer(texts, truncation=True, max_length=teacher.task.max_length)["input_ids"]
-            return list(zip(texts, encoded, strict=True))
-        encoded = tokenizer(texts, add_special_tokens=True)["input_ids"]
-        encoded = [ids[:-1] if len(ids) > 1 and ids[-1] == end else ids for ids in encoded]
-        if column == "prompt":
-            return list(zip(texts, encoded, strict=True))
-        heads = [ids[: self.prompt_tokens] for ids in encoded]
-        return [(tokenizer.decode(ids, skip_special_tokens=True), ids) for ids in heads if ids]
 
-    def _answer(self, prompts: list[list[int]], teacher: LiveModel) -> list[tuple[str, bool]]:
-        """Return text and whether it ended by itself, `samples` for each prompt."""
-        tokenizer, start = teacher.tokenizer, 1
-        ids, mask = pad(prompts, tokenizer.pad_token_id), attention_mask(prompts)
-        if not teacher.model.config.is_encoder_decoder:  # it goes on from the last column: padding comes first
-            start = ids.shape[1]
-            places = (torch.arange(start) + mask.sum(dim=1, keepdim=True)) % start
-            ids, mask = ids.gather(1, places), mask.gather(1, places)
-        sampling = {"temperature": self.temperature, "top_p": self.top_p} if self.temperature > 0 else {}
-        output: Tensor = teacher.model.generate(
-            input_ids=ids.to(teacher.device),
-            attention_mask=mask.to(teacher.device),
-            max_new_tokens=self.max_new_tokens,
-            do_sample=self.temperature > 0,
-            num_beams=self.beams,
-            num_return_sequences=self.samples,
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            **sampling,
+def _find_bad(table: Dataset, column: str, total: int) -> dict[int, str]:
+    bad: dict[int, str] = {}
+    for start, piece in pieces(table.select_columns([column]).select(range(total))):
+        for problem in problems(column, piece[column], required=True):
+            for index in np.flatnonzero(pc.fill_null(problem.rows, False).to_numpy()):
+                bad.setdefault(start + int(index), problem.reason)
+    return bad
+
+
+@dataclass(frozen=True)
+class AskedForText:
+    """What answers, and what it is asked.
+
+    Attributes:
+        generator: With the settings.
+        rows: The dataset.
+        table: The split.
+        reader: Of its prompts.
+        writer: What answers.
+        bad: Rows that are skipped.
+    """
+
+    generator: TeacherText
+    rows: Rows
+    table: Dataset
+    reader: PromptReader
+    writer: Writer
+    bad: frozenset[int]
+
+    def answer(self, start: int, stop: int) -> list[dict[str, Any]]:
+        """Return the answers to the prompts `[start, stop)`, in order."""
+        indices = [index for index in range(start, stop) if index not in self.bad]
+        rows = list(self.table.select(indices)) if indices else []
+        found = self.reader(rows, [(self.generator.seed, index) for index in indices])
+        asked = [
+            (index, row, prompt)
+            for index, row, prompt in zip(indices, rows, found, strict=True)
+            if isinstance(prompt, Prompt)
+        ]
+        self._settle(
+            {index: str(one) for index, one in zip(indices, found, strict=True) if not isinstance(one, Prompt)}
         )
-        answers = []
-        for tokens in output[:, start:].tolist():
-            finished = tokenizer.eos_token_id in tokens
-            kept = tokens[: tokens.index(tokenizer.eos_token_id)] if finished else tokens
-            answers.append((tokenizer.decode(kept, skip_special_tokens=True), finished))
-        return answers
+        answers = self.writer.answer([prompt for *_, prompt in asked], self.generator.sampling)
+        return [
+            self.reader.row(row, prompt, answer) | {SOURCE: index}
+            for (index, row, prompt), several in zip(asked, answers, strict=True)
+            for answer in several
+        ]
 
+    def facts(self) -> dict[str, Any]:
+        """Return what the report says of the backend's work."""
+        return self.writer.facts()
 
-def _row(column: str, prompt: str, answer: str, finished: bool) -> dict[str, Any]:
-    if column in ANSWERS:
-        return {column: prompt, ANSWERS[column]: answer, "finished": finished}
-    return {"text": prompt + answer, "finished": finished}
+    def _settle(self, bad: dict[int, str]) -> None:
+        split, handling = self.generator.split, self.rows.handling
+        note = settle(bad, len(self.table), partial(self.rows.where, split), handling.on_bad_row, split, exact=False)
+        if note is not None:
+            notice(note)

@@ -26,6 +26,7 @@ class Task(Protocol):
     has_classes: bool  # the data name the classes that an item may be of
     max_length: int  # tokens of a row
     modality: str = "text"  # or "image": whether a tokenizer or an image processor comes with the models
+    random: bool = False  # `collate` draws something anew for each step
     packing: bool = False  # in training, several texts share a row
     prompts: tuple[str, ...] = ()  # columns that a model of the task can write an answer to
     output_names: tuple[str, ...] = ("logits",)  # of the transformers model: what `item_logits` is made of
@@ -65,9 +66,9 @@ class Task(Protocol):
         if self.has_classes and labels is not None:
             name_outputs(config, labels, trained, key)
 
-    def adapt(self, tokenizer: Any) -> None:
+    def adapt(self, tokenizer: Any) -> None:  # noqa: ARG002
         """Change a model's tokenizer in place to what the task needs, such as a chat template; it is saved so."""
-        ...
+        return
 
     def encode(self, rows: dict[str, list[Any]], tokenizer: Any, label_ids: dict[str, int] | None) -> dict[str, list]:
         """Turn rows (column → values) into encoded rows (column → values); one row may give several or none.

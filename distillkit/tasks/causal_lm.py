@@ -39,7 +39,7 @@ class CausalLM(Task):
 
     name = "causal_lm"
     required_columns = (("messages",), ("instruction", "completion"), ("prompt", "completion"), ("text",))
-    prompts = ("prompt", "text")
+    prompts = ("messages", "instruction", "prompt", "text")
     best_metric = "loss"
     metric_names = ("loss", "perplexity", "accuracy", "bits_per_byte")
     metric_columns = ("loss", "hits", "items", "bytes")

@@ -128,6 +128,28 @@ class ChatEncoder:
         )
         return Conversation(ids, spans, spoken, truncated=1 in marked[self.max_length :])
 
+    def prompt(self, messages: Any, tools: Any = None) -> list[int]:
+        """Encode a conversation up to where the assistant is asked to go on; never cut.
+
+        Raises:
+            CannotEncode: Saying why.
+        """
+        try:
+            text = self._render([_message(message) for message in messages], _tools(tools), asked=True)
+        except (TemplateError, TypeError, ValueError) as error:
+            raise CannotEncode(f"the chat template refuses it ({str(error) or type(error).__name__})") from error
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def end_of_turn(self) -> tuple[list[int], list[str]]:
+        """Return what an assistant ends its turn with: a special token, or else a text, or nothing."""
+        chat = self([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
+        if not chat.spans:
+            return [], []
+        if chat.ids[-1] in self.special:
+            return [chat.ids[-1]], []
+        _, _, after = self.tokenizer.decode(chat.ids[chat.spans[-2] :]).partition("b")
+        return [], [after.strip()] if after.strip() else []
+
     def _render(self, messages: list[dict[str, Any]], tools: Any, asked: bool = False) -> str:
         return self.tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=asked)
 

@@ -39,6 +39,7 @@ class MaskedLM(Task):
     metric_names = ("loss", "perplexity", "accuracy")
     metric_columns = ("loss", "hits", "items")
     has_classes = False
+    random = True
 
     def __init__(
         self, max_length: int = 128, min_length: int = 2, mask_share: float = 0.15, whole_words: bool = False

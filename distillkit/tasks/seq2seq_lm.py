@@ -16,6 +16,7 @@ from distillkit.metrics.text import TextMetrics
 from distillkit.models.anatomy import decoder_start
 from distillkit.models.head import head_signal
 from distillkit.models.live import LiveModel
+from distillkit.models.onnx import OnnxModel
 from distillkit.signals import Batch, Model, Signal
 from distillkit.tasks.base import Answers, Row, Task, attention_mask, pad
 from distillkit.tasks.likelihood import likelihood_answers
@@ -152,7 +153,7 @@ class Seq2SeqLM(Task):
         answers = likelihood_answers(logits, batch)
         if self.generate == "never":
             return answers
-        if not isinstance(model, LiveModel):
+        if not isinstance(model, LiveModel | OnnxModel):
             raise UserError(f"a {type(model).__name__} writes no text", where="task.generate", fix="set it to never")
         references = batch.extras["references"]
         texts = write(model, batch.inputs["input_ids"], batch.inputs["attention_mask"], self.search)
@@ -165,18 +166,19 @@ class Seq2SeqLM(Task):
         return found | likelihood_metrics(answers["loss"], answers["hits"], answers["items"])
 
 
-def write(live: LiveModel, ids: Tensor, mask: Tensor, search: dict[str, Any]) -> list[str]:
+def write(model: LiveModel | OnnxModel, ids: Tensor, mask: Tensor, search: dict[str, Any]) -> list[str]:
     """Let an encoder-decoder write a text for each source `[batch, length]`."""
+    writer = model.model if isinstance(model, LiveModel) else model.writer
     options = dict(search)
     if options["num_beams"] == 1:
         del options["length_penalty"]
-    output = live.model.generate(
+    output = writer.generate(
         input_ids=ids,
         attention_mask=mask,
         do_sample=False,
-        pad_token_id=live.tokenizer.pad_token_id,
-        eos_token_id=live.tokenizer.eos_token_id,
-        decoder_start_token_id=decoder_start(live.model),
+        pad_token_id=model.tokenizer.pad_token_id,
+        eos_token_id=model.tokenizer.eos_token_id,
+        decoder_start_token_id=decoder_start(writer),
         **options,
     )
-    return live.tokenizer.batch_decode(output, skip_special_tokens=True)
+    return model.tokenizer.batch_decode(output, skip_special_tokens=True)

@@ -22,6 +22,7 @@ from distillkit.data.encode import Encoded, encode
 from distillkit.data.files import FileDataset
 from distillkit.errors import UserError
 from distillkit.evaluation.evaluate import evaluate
+from distillkit.generation.backends.local import Transformers
 from distillkit.generation.text import TeacherText
 from distillkit.losses.attention import AttentionKL
 from distillkit.losses.divergences import ForwardKL
@@ -297,9 +298,9 @@ def test_a_teacher_writes_targets_for_sources(tmp_path):
     made = [{"source": row["text"]} for row in rows(9)]
     source = FileDataset(train=str(write_jsonl(tmp_path / "rows.jsonl", made)), columns={"source": "source"}).load()
     teacher = live_model("bart").eval()
-    writer = TeacherText(batch_size=4, max_new_tokens=6, temperature=0, beams=2)
+    writer = TeacherText(backend=Transformers(4), max_new_tokens=6, temperature=0, beams=2)
     writer.check(teacher.task)
-    written = [row for batch in writer(teacher, source, slice(0, 9)) for row in batch]
+    written = writer.prepare(teacher, source, teacher.task).answer(0, 9)
     assert len(written) == 9
     for row in written:
         ids = torch.tensor([TOKENIZER(row["source"])["input_ids"]])
