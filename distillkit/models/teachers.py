@@ -1,4 +1,4 @@
-"""Teachers: a live model, or outputs that were recorded with the rows."""
+"""Teachers: a live model, outputs that were recorded with the rows, or a store of them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 
 from distillkit.errors import UserError
+from distillkit.models.cached import CachedTeacher
 from distillkit.models.live import LiveModel
 from distillkit.models.load import load_live, pick_dtype
 from distillkit.signals import LOGITS, Batch, DenseLogits, HeadLogits, Logits, Model, Signal, Wanted
@@ -88,4 +89,4 @@ def recorded_signal(batch: Batch) -> Signal:
     return Signal(DenseLogits(batch.recorded))
 
 
-Teacher = LiveTeacher | RecordedTeacher
+Teacher = LiveTeacher | RecordedTeacher | CachedTeacher

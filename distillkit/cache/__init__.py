@@ -1,0 +1,1 @@
+"""The store of teacher outputs: formats, writer, reader."""
