@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from distillkit.compression.prune import revived, sparsity_notes
+from distillkit.compression.masks import revived, sparsity_notes
 from distillkit.compression.variant import Context, Kind, Step, Variant, torch_model
 from distillkit.errors import UserError, did_you_mean
 from distillkit.schema import TrainSettings
