@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import torch
 
 from distillkit.compression.variant import Context, Kind, Step, Variant, torch_model
 from distillkit.errors import UserError, did_you_mean
+from distillkit.models.live import LiveModel
+from distillkit.signals import Batch
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
-CAUTION = "{} halves the size; it is fast on GPUs, but on many CPUs slower than float32"
+TIMED, SLOWER = 3, 1.1  # calls; what counts as slower than before
+CAUTION = "{} halves the size, but answers {:.1f} times slower than float32 on this {}; {}"
+INSTEAD = {"float16": "try bfloat16, or compress=int8", "bfloat16": "try compress=int8"}
 
 
 class Cast(Step):
@@ -27,16 +32,35 @@ class Cast(Step):
             raise UserError(f"unknown dtype '{dtype}'", where="dtype", fix=did_you_mean(dtype, list(DTYPES)))
         self.dtype = dtype
 
-    def __call__(self, variant: Variant, context: Context) -> Variant:  # noqa: ARG002
-        """Cast in place.
+    def __call__(self, variant: Variant, context: Context) -> Variant:
+        """Cast in place, and compare how long some rows take before and after.
 
         Raises:
             UserError: If a weight is too large for the dtype.
         """
-        model = torch_model(variant).model
-        cast(model, DTYPES[self.dtype])
-        notes = {"dtype": self.dtype, "caution": CAUTION.format(self.dtype)}
-        return Variant(variant.model, variant.masks, notes)
+        live = torch_model(variant)
+        example, was_float = context.example.to(live.device), live.model.dtype == torch.float32
+        before = _seconds(live, example)
+        cast(live.model, DTYPES[self.dtype])
+        notes: dict[str, Any] = {"dtype": self.dtype}
+        slower = _seconds(live, example) / before
+        if was_float and slower > SLOWER:
+            device = "CPU" if live.device.type == "cpu" else live.device.type
+            notes["caution"] = CAUTION.format(self.dtype, slower, device, INSTEAD[self.dtype])
+        return Variant(live, variant.masks, notes)
+
+
+@torch.no_grad()
+def _seconds(live: LiveModel, batch: Batch) -> float:
+    """Return how long an answer takes: the shortest of a few after a first one."""
+    times = []
+    for _ in range(1 + TIMED):
+        started = time.perf_counter()
+        logits = live.eval()(batch).logits
+        assert logits is not None
+        logits.rows(0, len(logits)).sum().item()  # waits for a GPU
+        times.append(time.perf_counter() - started)
+    return min(times[1:])
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 import logging
 import warnings
 from collections.abc import Iterator
@@ -11,13 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from distillkit.compression.cast import cast
+from distillkit.compression.graphs import Part, parts_of, writes
 from distillkit.compression.variant import Context, Kind, Step, Variant
 from distillkit.errors import UserError
+from distillkit.models.anatomy import decoder_start
+from distillkit.models.graph import Tensors, as_past, require_onnx
 from distillkit.models.live import LiveModel
-from distillkit.models.onnx import GRAPH, MODULE, NONZEROS, PARAMETERS, OnnxModel, require_onnx
+from distillkit.models.onnx import MODULE, NONZEROS, PARAMETERS, OnnxModel
 from distillkit.signals import Batch
 
 SCOPES = "pkg.torch.onnx.name_scopes"  # the exporter's list of the modules around a node, and the operator
@@ -25,55 +29,36 @@ TOLERANCE = 1e-3  # of logits, or of the largest where that exceeds 1
 
 
 class OnnxFloat(Step):
-    """Export to ONNX in float32: mostly the fastest float runtime on a CPU, and what int8 has to beat."""
+    """Export to ONNX in float32: mostly the fastest float runtime on a CPU, and what int8 has to beat.
+
+    Args:
+        cache: Let the graph of a language model take and return keys and values, so that each new token of a text
+            costs no more than itself. An encoder-decoder's always does.
+    """
 
     gives = Kind.onnx
 
-    def __init__(self) -> None:
+    def __init__(self, cache: bool = True) -> None:
         require_onnx()
-
-    def check(self, start: LiveModel | OnnxModel) -> None:
-        """Refuse what cannot be exported."""
-        check_exportable(start)
+        self.cache = cache
 
     def __call__(self, variant: Variant, context: Context) -> Variant:
         """Export and check."""
-        return Variant(onnx_model(variant, context), notes={"dtype": "float32", "runtime": "onnxruntime"})
+        return Variant(onnx_model(variant, context, self.cache), notes={"dtype": "float32", "runtime": "onnxruntime"})
 
 
-def check_exportable(start: LiveModel | OnnxModel) -> None:
-    """Refuse a model that one graph from inputs to outputs cannot stand for."""
-    if isinstance(start, LiveModel) and start.model.config.is_encoder_decoder:
-        fix = "use compress=prune, bf16 or fp16"
-        raise UserError("an encoder-decoder needs several ONNX graphs to write with", fix=fix)
-
-
-def onnx_model(variant: Variant, context: Context) -> OnnxModel:
+def onnx_model(variant: Variant, context: Context, cache: bool = True) -> OnnxModel:
     """Return the variant as a float ONNX model, exported into the step's folder if it is not one already."""
     if isinstance(variant.model, OnnxModel):
         return variant.model
     folder = context.folder / "float"
-    export(variant.model, context.example, folder)
+    export(variant.model, context.example, folder, cache)
     exported = OnnxModel.load(folder, variant.model.task)
     check(exported, variant.model.model, context.example)
     return exported
 
 
-class _Outputs(nn.Module):
-    """A transformers model that takes its inputs in order and returns the named outputs alone."""
-
-    def __init__(self, model: Any, names: list[str], wanted: tuple[str, ...]) -> None:
-        super().__init__()
-        self.model = model
-        self.names = names
-        self.wanted = wanted
-
-    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        found = self.model(**dict(zip(self.names, inputs, strict=True)))
-        return tuple(getattr(found, name) for name in self.wanted)
-
-
-def export(live: LiveModel, example: Batch, folder: Path) -> None:
+def export(live: LiveModel, example: Batch, folder: Path, cache: bool = True) -> None:
     """Write an ONNX model folder, in float32, with any number of rows and positions.
 
     Raises:
@@ -81,32 +66,45 @@ def export(live: LiveModel, example: Batch, folder: Path) -> None:
     """
     model = live.model.eval().cpu()
     cast(model, torch.float32)
-    names = list(example.inputs)
-    inputs = tuple(torch.cat([tensor, tensor])[:2].cpu() for tensor in example.inputs.values())
-    rows = {0: torch.export.Dim.DYNAMIC}
-    places = {} if live.task.modality == "image" else {1: torch.export.Dim.DYNAMIC}
+    counts = {PARAMETERS: str(live.count_parameters()), NONZEROS: str(live.count_nonzeros())}
+    folder.mkdir(parents=True, exist_ok=True)
     try:
         with quiet(), torch.no_grad():
-            program = torch.onnx.export(
-                _Outputs(model, names, live.task.output_names).eval(),
-                inputs,
-                dynamo=True,
-                input_names=names,
-                output_names=list(live.task.output_names),
-                dynamic_shapes=(tuple(rows | places for _ in names),),
-                verbose=False,
-            )
-    except torch.onnx.OnnxExporterError as error:
-        reason = str(error.__cause__ or error).strip().splitlines()[0]
-        raise UserError(f"cannot export {type(model).__name__} to ONNX: {reason}") from error
-    assert program is not None
-    counts = {PARAMETERS: str(live.count_parameters()), NONZEROS: str(live.count_nonzeros())}
-    program.model.metadata_props.update(counts)
-    tidy(program.model.graph)
-    folder.mkdir(parents=True, exist_ok=True)
-    program.save(folder / GRAPH)
+            for part in parts_of(live, example, cache):
+                program = _traced(part)
+                program.model.metadata_props.update(counts)
+                tidy(program.model.graph)
+                program.save(folder / part.file)
+    except (torch.onnx.OnnxExporterError, AttributeError, TypeError) as error:
+        reason = (str(error.__cause__ or error).strip().splitlines() or [type(error).__name__])[0]
+        fix = "set cache=false in this step" if cache and writes(live) else None
+        raise UserError(f"cannot export {type(model).__name__} to ONNX: {reason}", fix=fix) from error
     model.config.save_pretrained(folder)
     live.tokenizer.save_pretrained(folder)
+    if writes(live):
+        _written(model).save_pretrained(folder)
+
+
+def _traced(part: Part) -> Any:
+    """Trace one graph."""
+    dynamic = torch.export.Dim.DYNAMIC
+    return torch.onnx.export(
+        part.module.eval(),
+        tuple(part.inputs.values()),
+        dynamo=True,
+        input_names=list(part.inputs),
+        output_names=part.outputs,
+        dynamic_shapes=(tuple(dict.fromkeys((0, *part.growing.get(name, ())), dynamic) for name in part.inputs),),
+        verbose=False,
+    )
+
+
+def _written(model: Any) -> Any:
+    """Return how a model writes, with what its decoder begins with."""
+    settings = copy.deepcopy(model.generation_config)
+    if model.config.is_encoder_decoder:
+        settings.decoder_start_token_id = decoder_start(model)
+    return settings
 
 
 def tidy(graph: Any) -> None:
@@ -127,21 +125,51 @@ def check(exported: OnnxModel, model: Any, example: Batch) -> None:
         UserError: If they differ.
     """
     whole = {name: tensor[:4].cpu() for name, tensor in example.inputs.items()}
+    if "decoder_input_ids" in whole:
+        whole["decoder_input_ids"] = whole["decoder_input_ids"].clone()
+        whole["decoder_input_ids"][:, 0] = decoder_start(model)
     less = {name: tensor[:1] for name, tensor in whole.items()}
     if "attention_mask" in whole:
         half = whole["attention_mask"].shape[1] // 2 + 1
         less = {name: tensor[:, :half] for name, tensor in less.items()}
     for inputs in (whole, less):
-        expected = model(**inputs)
-        everything = torch.ones(len(next(iter(inputs.values()))), 1)
-        tokens = inputs.get("attention_mask", everything).bool()
-        counted = tokens if example.counted.dim() == 2 else tokens.any(dim=1)  # outputs of positions, or of rows
-        for name, values in exported.outputs(inputs).items():
-            right = expected[name][counted]
-            difference = float((values[counted] - right).abs().max())
-            if not difference <= TOLERANCE * max(1.0, float(right.abs().max())):
-                found = f"differs from the model by {difference:.2g} in its {name}"
-                raise UserError(f"the ONNX export of {type(model).__name__} {found}")
+        expected, found = model(**inputs), exported.outputs(inputs)
+        counted = _counted(inputs, example)
+        for name, values in found.items():
+            _compare(values[counted], expected[name][counted], name, model)
+        if exported.graph.caches and counted.shape[1] > 1:
+            _compare(_in_two_steps(exported, inputs)[counted], expected["logits"][counted], "logits", model)
+
+
+def _counted(inputs: Tensors, example: Batch) -> Tensor:
+    """Tell which positions, or rows, hold tokens: bool, of the shape of what the example counts."""
+    if "decoder_input_ids" in inputs:
+        rows = len(inputs["decoder_input_ids"])
+        return example.counted[:rows, : inputs["decoder_input_ids"].shape[1]].cpu()
+    tokens = inputs.get("attention_mask", torch.ones(len(next(iter(inputs.values()))), 1)).bool()
+    return tokens if example.counted.dim() == 2 else tokens.any(dim=1)
+
+
+def _in_two_steps(exported: OnnxModel, inputs: Tensors) -> Tensor:
+    """Return the logits of a graph that is first given half of the positions, and then the others."""
+    if exported.encoder is None:
+        ids, fed = inputs["input_ids"], {"attention_mask": inputs["attention_mask"]}
+    else:
+        ids, fed = inputs["decoder_input_ids"], {"encoder_attention_mask": inputs["attention_mask"]}
+        fed |= as_past(exported.encoder.run(inputs))
+    half, mask = ids.shape[1] // 2, fed.get("attention_mask")
+    first = fed if mask is None else {"attention_mask": mask[:, :half]}
+    before = exported.graph.run({**exported.graph.empty(len(ids)), "input_ids": ids[:, :half], **first})
+    after = exported.graph.run({"input_ids": ids[:, half:], **fed, **as_past(before)})
+    return torch.cat([before["logits"], after["logits"]], dim=1)
+
+
+def _compare(found: Tensor, right: Tensor, name: str, model: Any) -> None:
+    difference = float((found - right).abs().max())
+    if not difference <= TOLERANCE * max(1.0, float(right.abs().max())):
+        raise UserError(
+            f"the ONNX export of {type(model).__name__} differs from the model by {difference:.2g} in its {name}"
+        )
 
 
 @contextmanager

@@ -1,18 +1,21 @@
-"""Quantise an ONNX model: int8 weights per channel, activations quantised as they come."""
+"""Quantise an ONNX model: int8 weights per channel, and int8 activations."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-from distillkit.compression.export import check_exportable, onnx_model, quiet
+from distillkit.compression.export import onnx_model
+from distillkit.compression.onnx_files import GraphFile, bytewise, excluded, read_graphs
+from distillkit.compression.onnx_int8 import METHODS, quantise_dynamically, quantise_statically
+from distillkit.compression.smooth import smooth
 from distillkit.compression.variant import TORCH, Context, Kind, Step, Variant, matching
-from distillkit.errors import UserError
+from distillkit.errors import UserError, did_you_mean
+from distillkit.models.graph import Tensors, require_onnx
 from distillkit.models.live import LiveModel
-from distillkit.models.onnx import GRAPH, MODULE, OnnxModel, require_onnx
-
-LINEAR = ("MatMul", "Gemm")
+from distillkit.models.onnx import ENCODER, OnnxModel
+from distillkit.signals import Batch
 
 
 class OnnxInt8(Step):
@@ -21,86 +24,73 @@ class OnnxInt8(Step):
     Args:
         embeddings: Quantise the embeddings too.
         exclude: Modules to keep in float, by shell-style patterns such as "*.layer.0.*".
+        activations: "dynamic": their range is measured at every call; "static": it is fixed by calibration rows.
+        method: How "static" ranges follow from what was seen: "minmax", "entropy" or "percentile".
+        smooth: From 0 to 1: how much of the activations' outliers the weights take over (SmoothQuant); null for none.
     """
 
     accepts = TORCH | {Kind.onnx}
     gives = Kind.int8
 
-    def __init__(self, embeddings: bool = True, exclude: list[str] | None = None) -> None:
+    def __init__(
+        self,
+        embeddings: bool = True,
+        exclude: list[str] | None = None,
+        activations: Literal["dynamic", "static"] = "dynamic",
+        method: str = "minmax",
+        smooth: float | None = None,
+    ) -> None:
         require_onnx()
+        if method not in METHODS:
+            raise UserError(f"unknown method '{method}'", where="method", fix=did_you_mean(method, list(METHODS)))
+        if smooth is not None and not 0 <= smooth <= 1:
+            raise UserError(f"must be from 0 to 1 or null, got {smooth}", where="smooth")
         self.embeddings = embeddings
         self.exclude = exclude or []
+        self.activations = activations
+        self.method = method
+        self.smooth = smooth
+        self.calibrates = activations == "static" or smooth is not None
 
     def check(self, start: LiveModel | OnnxModel) -> None:
-        """Refuse what cannot be exported, and patterns that match nothing."""
-        check_exportable(start)
+        """Refuse patterns that match nothing."""
         if isinstance(start, LiveModel):
             matching((name for name, _ in start.model.named_modules()), self.exclude, "exclude")
 
     def __call__(self, variant: Variant, context: Context) -> Variant:
-        """Quantise."""
-        source = onnx_model(variant, context)
+        """Quantise.
+
+        Raises:
+            UserError: If nothing is left to quantise.
+        """
+        made = self.make(onnx_model(variant, context), context)
+        if not any(bytewise(path) for path in made.folder.glob("*.onnx")):
+            raise UserError("nothing is left to quantise", where="exclude")
+        return Variant(made, notes={"dtype": "int8", "runtime": "onnxruntime", "activations": self.activations})
+
+    def make(self, source: OnnxModel, context: Context) -> OnnxModel:
+        """Quantise an ONNX model."""
+        batches = context.calibration.batches if self.calibrates else []
         folder = context.folder / "int8"
-        shutil.copytree(source.folder, folder, ignore=shutil.ignore_patterns(f"{GRAPH}*"), dirs_exist_ok=True)
-        operators = [*LINEAR, "Gather"] if self.embeddings else list(LINEAR)
-        quantise(source.folder / GRAPH, folder / GRAPH, operators, self.exclude)
-        notes = {"dtype": "int8", "runtime": "onnxruntime"}
-        return Variant(OnnxModel.load(folder, source.task), notes=notes)
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(source.folder, folder, ignore=shutil.ignore_patterns("*.onnx", "*.onnx.data"))
+        graphs = read_graphs(source.folder)
+        modules = excluded(graphs, self.exclude)
+        for file in graphs:
+            seen = [fed(source, file.name, batch) for batch in batches]
+            self._quantise(file, folder / file.name, file.nodes_of(modules), seen)
+        return OnnxModel.load(folder, source.task)
+
+    def _quantise(self, file: GraphFile, target: Path, kept: list[str], seen: list[Tensors]) -> None:
+        if self.smooth is not None:
+            smooth(file.model, seen, set(kept), self.smooth)
+        if self.activations == "dynamic":
+            quantise_dynamically(file, target, kept, self.embeddings)
+        else:
+            quantise_statically(file, target, kept, self.embeddings, seen, self.method)
 
 
-def quantise(source: Path, target: Path, operators: list[str], exclude: list[str]) -> None:
-    """Quantise the constant weights of some operators: symmetric, linear ones per channel.
-
-    Raises:
-        UserError: If a pattern matches nothing, or nothing is left to quantise.
-    """
-    import onnx
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    graph = onnx.load(source)
-    del graph.graph.value_info[:]  # the quantiser trips over shapes that it changes
-    fold_transposes(graph.graph)
-    origins = {node.name: module_of(node) for node in graph.graph.node}
-    modules = matching(sorted(set(origins.values()) - {""}), exclude, "exclude")
-    large = source.with_name(f"{GRAPH}.data").exists()
-    kept = [node for node, module in origins.items() if module in modules]
-    kept += [f"{node}_MatMul" for node in kept]  # what the quantiser renames a Gemm to
-    prepared = target.with_name("prepared.onnx")
-    onnx.save(graph, prepared, save_as_external_data=large, location="prepared.onnx.data")
-    with quiet():
-        quantize_dynamic(
-            prepared,
-            target,
-            per_channel=True,
-            weight_type=QuantType.QInt8,
-            op_types_to_quantize=operators,
-            nodes_to_exclude=kept,
-            use_external_data_format=large,
-        )
-    prepared.unlink()
-    prepared.with_name("prepared.onnx.data").unlink(missing_ok=True)
-    written = onnx.load(target, load_external_data=False)
-    bytewise = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)  # linear layers, embeddings
-    if not any(tensor.data_type in bytewise for tensor in written.graph.initializer):
-        raise UserError("nothing is left to quantise", where="exclude")
-
-
-def fold_transposes(graph: Any) -> None:
-    """Transpose constants for good.
-
-    A tied output head is the embedding, transposed at run time; the quantiser would keep its product in float and
-    convert the whole embedding at every call. As a constant of its own it costs a byte a weight and is much faster.
-    """
-    from onnx import numpy_helper
-
-    constants = {tensor.name: tensor for tensor in graph.initializer}
-    for node in [node for node in graph.node if node.op_type == "Transpose" and node.input[0] in constants]:
-        order = next((list(attribute.ints) for attribute in node.attribute if attribute.name == "perm"), None)
-        values = numpy_helper.to_array(constants[node.input[0]]).transpose(order)
-        graph.initializer.append(numpy_helper.from_array(values.copy(), node.output[0]))
-        graph.node.remove(node)
-
-
-def module_of(node: Any) -> str:
-    """Return the transformers module that a node came from, such as "bert.encoder.layer.0.output.dense"."""
-    return next((entry.value for entry in node.metadata_props if entry.key == MODULE), "")
+def fed(model: OnnxModel, graph: str, batch: Batch) -> Tensors:
+    """Return what one of a model's graphs is given for a batch."""
+    inputs = batch.to(batch.counted.device).inputs
+    return dict(inputs) if graph == ENCODER else model.fed(inputs)

@@ -8,10 +8,13 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
+from distillkit.compression.calibration import NONE, Calibration
+from distillkit.data.encode import Encoded
+from distillkit.data.rows import Rows
 from distillkit.errors import UserError
 from distillkit.models.live import LiveModel
 from distillkit.models.onnx import OnnxModel
@@ -28,6 +31,7 @@ class Kind(StrEnum):
     half = "half"
     onnx = "onnx"
     int8 = "int8"
+    packed = "packed"  # a compressed-tensors folder
 
 
 TORCH = frozenset({Kind.float32, Kind.half})
@@ -49,6 +53,39 @@ class Variant:
 
 
 @dataclass(frozen=True)
+class Corpus:
+    """The texts that the models are for.
+
+    Attributes:
+        rows: The dataset.
+        encode: Split → its rows, as the model to start from reads them.
+    """
+
+    rows: Rows
+    encode: Callable[[str], Encoded]
+
+
+class Watch(Protocol):
+    """What a step does around every optimiser step of its training; steps are counted from 0."""
+
+    def before_step(self, step: int, steps: int) -> None:
+        """Look at the gradients, `steps` in all."""
+        ...
+
+    def after_step(self, step: int, steps: int) -> None:
+        """Change the weights."""
+        ...
+
+
+class Retraining(Protocol):
+    """Distil into a model, in place, while the masked weights stay zero."""
+
+    def __call__(self, live: LiveModel, masks: Masks, settings: TrainSettings, watch: Watch | None = None) -> None:
+        """Train."""
+        ...
+
+
+@dataclass(frozen=True)
 class Context:
     """What steps may use besides the variant.
 
@@ -58,12 +95,16 @@ class Context:
         retrain: Distils into a model, in place, while the masked weights stay zero;
             None where no step has `trains`.
         folder: Where this step may leave files of its own; they live as long as the chain.
+        calibration: Rows to look at a model's activations with.
+        corpus: The texts that the models are for.
     """
 
     example: Batch
     settings: TrainSettings
-    retrain: Callable[[LiveModel, Masks, TrainSettings], None] | None
+    retrain: Retraining | None
     folder: Path
+    calibration: Calibration = NONE
+    corpus: Corpus | None = None
 
 
 class Step(ABC):
@@ -73,11 +114,19 @@ class Step(ABC):
         accepts: The kinds of model it can start from.
         gives: The kind that it makes, or None if the kind stays.
         trains: Whether it calls the context's `retrain`.
+        calibrates: Whether it looks at the context's `calibration` rows.
+        masks: Whether it leaves weights that have to stay zero.
+        reshapes: Whether it changes the shapes of weights, so that the masks of an earlier step would not fit.
+        renumbers: Whether it changes which tokens the ids stand for, so that no teacher's logits can be compared.
     """
 
     accepts: ClassVar[frozenset[Kind]] = TORCH
     gives: ClassVar[Kind | None] = None
     trains: ClassVar[bool] = False
+    calibrates: bool = False
+    masks: ClassVar[bool] = False
+    reshapes: ClassVar[bool] = False
+    renumbers: ClassVar[bool] = False
 
     def check(self, start: LiveModel | OnnxModel) -> None:  # noqa: B027
         """Refuse what does not fit the model that the chain starts from, before anything is computed."""
@@ -93,7 +142,7 @@ def check_chain(steps: Mapping[str, object], start: Kind) -> None:
     Raises:
         UserError: With the key of the first such step.
     """
-    kind = start
+    kind, masked, renumbered = start, "", ""
     for name, step in steps.items():
         where = f"compress.steps.{name}"
         if not isinstance(step, Step):
@@ -109,6 +158,14 @@ def check_chain(steps: Mapping[str, object], start: Kind) -> None:
                 where=where,
                 fix="change the order of compress.steps",
             )
+        if masked and step.reshapes:
+            what = f"{type(step).__name__} changes the shapes of the weights that '{masked}' has set to zero"
+            raise UserError(what, where=where, fix=f"put it before '{masked}'")
+        if renumbered and step.trains:
+            what = f"no teacher knows the token ids that '{renumbered}' has left"
+            raise UserError(what, where=where, fix=f"put it before '{renumbered}'")
+        masked = name if step.masks else masked
+        renumbered = name if step.renumbers else renumbered
         kind = step.gives or kind
 
 

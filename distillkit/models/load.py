@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
 
 from distillkit.errors import UserError
+from distillkit.models.codes import is_packed, require_compressed_tensors, unpack
 from distillkit.models.live import LiveModel
 from distillkit.tasks.base import Task
 
@@ -69,6 +70,8 @@ def load_live(
     """
     config = load_config(path, key)
     task.prepare(config, labels, trained, key)
+    if is_packed(config):
+        require_compressed_tensors()
     try:
         model, info = task.auto_class().from_pretrained(
             _find(path, key),
@@ -80,6 +83,8 @@ def load_live(
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"cannot load the model at '{path}' ({_reason(error)})", where=key) from error
+    if is_packed(config):
+        unpack(model)
     body = [name for name, *_ in info["mismatched_keys"] if name.startswith(f"{model.base_model_prefix}.")]
     if body:
         raise UserError(f"the weights at '{path}' do not have the shapes of its config ({body[0]})", where=key)

@@ -137,7 +137,7 @@ class FromConfig:
         if isinstance(self.tokenizer, ImageProcessor):
             return self.tokenizer.make()
         if isinstance(self.tokenizer, ByteLevelBPE):
-            return self.tokenizer.train(texts_in(rows.split("train")))
+            return self.tokenizer.train(texts_in(rows.example("train")))
         assert teacher is not None
         return copy.deepcopy(teacher.tokenizer)
 

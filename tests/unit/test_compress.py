@@ -8,57 +8,20 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
+from transformers import AutoModelForSequenceClassification
 
 from distillkit.commands import compress
-from distillkit.errors import UserError
+from distillkit.errors import CheckFailed, UserError
 from distillkit.models.live import LiveModel
 from distillkit.models.onnx import OnnxModel
-from distillkit.models.tokenizers import ByteLevelBPE
-from distillkit.schema import Config, EvaluateSettings
+from distillkit.schema import Config
 from distillkit.tasks.sequence_classification import SequenceClassification
-
-STEPS = {
-    "prune": {"_target_": "distillkit.compression.prune.MagnitudePrune", "sparsity": 0.5},
-    "retrain": {"_target_": "distillkit.compression.retrain.Retrain", "train": {"max_steps": 4, "learning_rate": 1e-2}},
-    "int8": {"_target_": "distillkit.compression.int8.OnnxInt8"},
-}
+from tests.compressing import STEPS, command
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
-    torch.manual_seed(0)
-    rows = [{"text": f"{word} number {n}", "label": word} for n in range(12) for word in ("good", "bad")]
-    for split in ("train", "validation"):
-        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    model = BertForSequenceClassification(
-        BertConfig(
-            hidden_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            intermediate_size=64,
-            vocab_size=258,
-            pad_token_id=1,
-            id2label={0: "bad", 1: "good"},
-            label2id={"bad": 0, "good": 1},
-        )
-    )
-    LiveModel(model, ByteLevelBPE(258).train([]), SequenceClassification(max_length=32)).save(tmp_path / "start")
-    config = Config(name="tiny", output_dir=str(tmp_path / "out"), evaluate=EvaluateSettings(speed=False))
-    config.task = {"_target_": "distillkit.tasks.sequence_classification.SequenceClassification", "max_length": 32}
-    config.dataset = {
-        "_target_": "distillkit.data.files.FileDataset",
-        "train": str(tmp_path / "train.jsonl"),
-        "validation": str(tmp_path / "validation.jsonl"),
-    }
-    config.teacher = {"_target_": "distillkit.models.teachers.LiveTeacher", "path": str(tmp_path / "start")}
-    config.loss = {
-        "_target_": "distillkit.losses.objective.Objective",
-        "terms": {"kd": {"weight": 1.0, "loss": {"_target_": "distillkit.losses.divergences.ForwardKL"}}},
-    }
-    config.compress.model = str(tmp_path / "start")
-    config.compress.steps = dict(STEPS)
-    return config
+    return command(tmp_path)
 
 
 def test_a_chain_writes_variants_that_load_and_whose_zeros_stay(config, tmp_path):
@@ -131,11 +94,9 @@ def test_what_cannot_work_is_refused_and_nothing_is_written(config, tmp_path, st
     assert not (tmp_path / "out").exists()
 
 
-def test_retraining_with_a_loss_that_lacks_its_teacher_is_refused(config, tmp_path):
+def test_without_a_teacher_the_model_to_start_from_teaches(config):
     config.teacher = {"_target_": None}
-    with pytest.raises(UserError, match=r"^compress\.steps\.retrain: .*teacher"):
-        compress.main(config)
-    assert not (tmp_path / "out").exists()
+    assert compress.make_plan(config).teacher.path == config.compress.model
 
 
 def test_a_variant_that_loads_otherwise_than_it_was_written_is_an_error(config, monkeypatch):
@@ -150,5 +111,5 @@ def test_a_variant_that_loads_otherwise_than_it_was_written_is_an_error(config, 
 
     monkeypatch.setattr(LiveModel, "save", save_something_else)
     config.compress.steps = {"prune": STEPS["prune"]}
-    with pytest.raises(RuntimeError, match="loaded again"):
+    with pytest.raises(CheckFailed, match="loaded again"):
         compress.main(config)

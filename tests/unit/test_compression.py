@@ -19,7 +19,8 @@ from transformers import (
 )
 
 from distillkit.compression.cast import Cast
-from distillkit.compression.prune import MagnitudePrune, hold, revived, smallest_masks
+from distillkit.compression.masks import hold, revived, smallest_masks
+from distillkit.compression.prune import MagnitudePrune
 from distillkit.compression.retrain import Retrain
 from distillkit.compression.variant import Context, Kind, Step, Variant, check_chain
 from distillkit.errors import UserError
@@ -123,7 +124,7 @@ def test_epsilon_prunes_what_is_below_it_and_nothing_else(tmp_path):
 
 
 def test_equal_magnitudes_are_pruned_to_the_exact_count():
-    weights = {"a": torch.full((4, 4), -1.0), "b": torch.ones(3, 3), "c": torch.full((2, 2), 0.5)}
+    weights = {"a": torch.full((4, 4), 1.0), "b": torch.ones(3, 3), "c": torch.full((2, 2), 0.5)}
     masks = smallest_masks(weights, 0.5)
     assert sum(int((~mask).sum()) for mask in masks.values()) == round(0.5 * 29)
     assert not masks["c"].any()
@@ -157,7 +158,14 @@ def test_pruning_again_reaches_the_new_target_and_keeps_the_old_zeros(tmp_path):
 
 @pytest.mark.parametrize(
     "arguments",
-    [{}, {"epsilon": 0.1, "sparsity": 0.5}, {"sparsity": 1.5}, {"epsilon": 0}, {"sparsity": 0.5, "scope": "row"}],
+    [
+        {},
+        {"epsilon": 0.1, "sparsity": 0.5},
+        {"sparsity": 1.5},
+        {"epsilon": 0},
+        {"sparsity": 0.5, "scope": "column"},
+        {"pattern": "4:2"},
+    ],
 )
 def test_bad_pruning_arguments_are_refused(arguments):
     with pytest.raises(UserError):
@@ -227,7 +235,16 @@ def test_a_cast_model_halves_answers_alike_and_loads_again_to_the_bit(make, auto
     assert torch.equal(logits(again, setting.example), answer)
     size = [(tmp_path / name / "model.safetensors").stat().st_size for name in (dtype, "float32")]
     assert size[0] < 0.55 * size[1]
-    assert "slower" in variant.notes["caution"]
+    assert variant.notes["dtype"] == dtype
+
+
+@pytest.mark.parametrize(("after", "cautious"), [(0.5, False), (1.05, False), (3.0, True)])
+def test_a_cast_that_slows_answers_down_is_said_with_what_to_do(after, cautious, tmp_path, monkeypatch):
+    live, times = bert(), iter([1.0, after])
+    monkeypatch.setattr("distillkit.compression.cast._seconds", lambda *_: next(times))
+    notes = Cast("float16")(Variant(live), context(live, tmp_path)).notes
+    expected = "float16 halves the size, but answers 3.0 times slower than float32 on this CPU; try bfloat16, or"
+    assert notes.get("caution", "").startswith(expected) if cautious else "caution" not in notes
 
 
 def test_a_weight_beyond_the_range_of_float16_is_refused(tmp_path):
