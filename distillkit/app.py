@@ -46,7 +46,7 @@ class Folders(SearchPathPlugin):
             search_path.append(provider="recipes", path=f"file://{folder}")
 
 
-def main(command: str, name: str, folders: list[Path], arguments: list[str]) -> int:
+def main(command: str, name: str, folders: list[Path], arguments: list[str], own: tuple[str, ...] = ()) -> int:
     """Compose the config `name` and run a command with it: once, or once for each job of a sweep.
 
     Args:
@@ -54,6 +54,7 @@ def main(command: str, name: str, folders: list[Path], arguments: list[str]) -> 
         name: The recipe's config name.
         folders: Where to look for it, besides distillkit's own recipes.
         arguments: Flags and overrides for Hydra, flags first.
+        own: Flags of the command itself.
 
     Returns:
         The exit code.
@@ -68,7 +69,7 @@ def main(command: str, name: str, folders: list[Path], arguments: list[str]) -> 
 
     def job(cfg: DictConfig) -> None:
         try:
-            run_job(command, cfg)
+            run_job(command, cfg, own)
         except Exception as error:  # Hydra would print it its own way
             codes.append(report(error) if str(error) not in seen else 0)
             seen.add(str(error))
@@ -78,8 +79,8 @@ def main(command: str, name: str, folders: list[Path], arguments: list[str]) -> 
             hydra.main(config_path=str(data_folder("configs")), config_name=name, version_base="1.3")(job)()
     except EXPECTED as error:
         codes.append(2)
-        own = [Path(flags.config_dir).resolve()] if flags.config_dir else []
-        raise explain(error, [data_folder("configs"), *Folders.folders, *own]) from error
+        given = [Path(flags.config_dir).resolve()] if flags.config_dir else []
+        raise explain(error, [data_folder("configs"), *Folders.folders, *given]) from error
     finally:
         if max(codes):
             sweep.tidy()
@@ -112,7 +113,7 @@ def check_flags(arguments: list[str]) -> Namespace:
     return flags
 
 
-def run_job(command: str, cfg: DictConfig) -> None:
+def run_job(command: str, cfg: DictConfig, own: tuple[str, ...] = ()) -> None:
     """Freeze the config of one run, or of one job of a sweep, and start the command with it."""
     from distillkit import launch
 
@@ -121,16 +122,20 @@ def run_job(command: str, cfg: DictConfig) -> None:
             "the recipe does not build on distillkit's config", fix="begin it with defaults: [config, _self_]"
         )
     sweep.settle(cfg)
-    launch.start(command, *resolve(command, cfg))
+    launch.start(command, *resolve(command, cfg), *own)
 
 
 def resolve(command: str, cfg: DictConfig) -> tuple[Any, ...]:
-    """Return what the command takes: a typed config, and for `run` the stages."""
+    """Return what the command takes: a typed config, for `run` the stages and for `doctor` the trainings."""
     try:
         if command == "run":
             from distillkit.stages import resolve_stages
 
             return typed(cfg, command), resolve_stages(cfg)
+        if command == "doctor":
+            from distillkit.stages import resolve_trainings
+
+            return typed(cfg, command), resolve_trainings(cfg)
         return (typed(cfg, command),)
     except EXPECTED as error:
         raise explain(error, [data_folder("configs"), *Folders.folders]) from error

@@ -12,8 +12,9 @@ COMMANDS = {
     "run": "the whole recipe: its stages in order, finished ones skipped, one report at the end",
     "train": "train a student: with a teacher (distillation) or without one (fine-tuning)",
     "eval": "compare models side by side: quality with intervals and tests, likeness, size, memory, speed",
-    "generate-pseudo": "let the teacher label or write data that train can read",
+    "generate-pseudo": "let the teacher label or write data that train can read, or keep its outputs for training",
     "compress": "apply a chain of steps to a model and measure before and after each",
+    "doctor": "try what this installation and machine can do; with a recipe, estimate its memory and hours",
 }
 TOOLS = {
     "recipes": "list the recipes with their purpose",
@@ -22,6 +23,7 @@ TOOLS = {
 VALUED = ("-c", "--cfg", "-p", "--package", "-cp", "--config-path", "-cn", "--config-name", "-cd", "--config-dir")
 INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 SHOWING = ("--cfg", "--resolve", "--package", "--info", "--help", "--hydra-help", "--version", "--traceback")
+OWN_FLAGS = {"doctor": ("--json",)}  # command → flags that only it knows
 FLAGS = (*SHOWING, "--multirun", "--config-dir", "--config-name")
 
 

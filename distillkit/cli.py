@@ -6,7 +6,7 @@ import os
 import sys
 
 from distillkit import __version__
-from distillkit.arguments import COMMANDS, TOOLS, Arguments, find_recipe, recipe_files, sort
+from distillkit.arguments import COMMANDS, OWN_FLAGS, TOOLS, Arguments, find_recipe, recipe_files, sort
 from distillkit.errors import TRACEBACK, UserError, did_you_mean, report
 
 USAGE = f"""\
@@ -58,20 +58,28 @@ KEYS = {
     "run": "  stages.NAME.set.KEY=VALUE      change one stage; the keys of the other commands change all\n"
     + TRAIN_KEYS,
     "eval": """\
-  +evaluate.models.NAME=PATH     one more model of the table; the first is the teacher
+  +evaluate.models.NAME=PATH     one more model of the table; the first is the teacher. Or teacher stores
   evaluate.split=NAME            validation, test, …
   evaluate.limit=N               rows; evaluate.batch_size=N
   evaluate.baseline=NAME         the model trained without a teacher: every other one is tested against it
   evaluate.speed=true|false      measure latency, throughput and memory
   evaluate=lm_eval               with evaluate.tasks=[…]: the tasks of lm-eval in place of a dataset""",
     "generate-pseudo": """\
-  generate=OPTION                what is written: soft_labels, …
+  generate=OPTION                what is made: soft_labels, text, inputs, or a teacher_store for teacher=cached
   dataset=OPTION                 the rows that the teacher sees
   teacher.path=PATH              folder or hub id""",
     "compress": """\
   compress=OPTION                the chain of steps
   compress.model=PATH            folder or hub id to start from
-  compress.steps.NAME.KEY=VALUE  one argument of one step""",
+  compress.steps.NAME.KEY=VALUE  one argument of one step
+  +compress.grid.NAME.KEY=[…]    values to try, in every combination
+  compress.budget.KEY=X          size_mb, latency_ms, max_quality_drop: the best variant that keeps it is chosen
+  +evaluate.models.NAME=PATH     models to compare with, the teacher first""",
+    "doctor": """\
+  --json                         print the same as JSON
+  dataset= student= teacher=     with these, or with RECIPE: memory and hours of each training, from a dry run
+  train.batch_size=N             and every other key of the trainings that are estimated
+  launch.num_processes=N         processes (one a GPU)""",
 }
 
 
@@ -79,7 +87,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command line.
 
     Returns:
-        The exit code: 0, 2 for bad input, 1 for a bug, 130 for Ctrl-C.
+        The exit code: 0, 2 for bad input, 3 for what does not keep a budget or load again, 1 for a bug, 130 for Ctrl-C.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     os.environ.pop(TRACEBACK, None)
@@ -124,7 +132,9 @@ def start(command: str, arguments: Arguments) -> int:
     name, folder = find_recipe(arguments)
     from distillkit import app
 
-    return app.main(command, name, [folder] if folder else [], arguments.flags + arguments.overrides)
+    own = tuple(flag for flag in arguments.flags if flag in OWN_FLAGS.get(command, ()))
+    flags = [flag for flag in arguments.flags if flag not in own]
+    return app.main(command, name, [folder] if folder else [], flags + arguments.overrides, own)
 
 
 def list_recipes() -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from distillkit.arguments import COMMANDS, FLAGS, TOOLS, data_folder, find_recipe, recipe_files, sort
+from distillkit.arguments import COMMANDS, FLAGS, OWN_FLAGS, TOOLS, data_folder, find_recipe, recipe_files, sort
 from distillkit.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def candidates(words: list[str]) -> list[str]:
     elif before[0] not in COMMANDS:
         found = []
     elif word.startswith("-"):
-        found = list(FLAGS)
+        found = [*FLAGS, *OWN_FLAGS.get(before[0], ())]
     elif before[-1] in ("--cfg", "-c"):
         found = ["job", "hydra", "all"]
     else:

@@ -28,7 +28,7 @@ def start(command: str, config: Config, *stages: Any) -> dict[str, Any] | None:
     """Run a command and return its report, or None if other processes wrote it.
 
     One process works in place, and so does each process that torchrun or Slurm started. `run` works in place too:
-    it starts its stages from here.
+    it starts its stages from here; and `doctor`, which tries how processes are started.
 
     Raises:
         UserError: Bad input, found by any process.
@@ -36,7 +36,7 @@ def start(command: str, config: Config, *stages: Any) -> dict[str, Any] | None:
     """
     settings = config.launch
     alone = settings.num_processes == 1 and settings.num_machines == 1 and settings.config_file is None
-    if command == "run" or alone or {"RANK", "LOCAL_RANK"} & set(os.environ):
+    if command in ("run", "doctor") or alone or {"RANK", "LOCAL_RANK"} & set(os.environ):
         return run(command, config, *stages)
     with TemporaryDirectory(prefix="distillkit-") as folder:
         _spawn(command, config, Path(folder))
@@ -70,10 +70,14 @@ def accelerate_config(settings: LaunchSettings) -> dict[str, Any]:
     }
 
 
-def _spawn(command: str, config: Config, folder: Path) -> None:
-    settings = config.launch
-    frozen = folder / f"{command}.yaml"
-    frozen.write_text(freeze(config), encoding="utf-8")
+def agent_command(settings: LaunchSettings, folder: Path, work: list[str]) -> list[str]:
+    """Return the argv of an agent that starts the processes.
+
+    Args:
+        settings: How many, and where.
+        folder: For the agent's own config.
+        work: The module that each process runs, and its arguments.
+    """
     if settings.config_file is None:
         launcher = folder / "accelerate.yaml"
         launcher.write_text(yaml.safe_dump(accelerate_config(settings)), encoding="utf-8")
@@ -86,8 +90,13 @@ def _spawn(command: str, config: Config, folder: Path) -> None:
     flags = ["--config_file", str(launcher), "--num_cpu_threads_per_process", threads]
     if settings.config_file is None:
         flags += ["--num_processes", str(settings.num_processes), "--num_machines", str(settings.num_machines)]
-    work = ["--module", "distillkit.worker", command, str(frozen)]
-    code = _wait([sys.executable, "-m", "distillkit.launch", *flags, *work])
+    return [sys.executable, "-m", "distillkit.launch", *flags, "--module", *work]
+
+
+def _spawn(command: str, config: Config, folder: Path) -> None:
+    frozen = folder / f"{command}.yaml"
+    frozen.write_text(freeze(config), encoding="utf-8")
+    code = _wait(agent_command(config.launch, folder, ["distillkit.worker", command, str(frozen)]))
     complaint = folder / COMPLAINT
     if complaint.exists():
         raise UserError(complaint.read_text(encoding="utf-8"))

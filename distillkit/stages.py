@@ -8,17 +8,17 @@ from typing import Any
 
 from hydra import compose
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from distillkit.arguments import COMMANDS
 from distillkit.errors import UserError, did_you_mean
 from distillkit.explain import explain_value
-from distillkit.freeze import StageJob, digest, leaves, plain, typed
+from distillkit.freeze import DECIDES, StageJob, digest, leaves, plain, typed
 from distillkit.schema import Config
 
 KEYS = [field.name for field in fields(Config)]
-ALLOWED = [command for command in COMMANDS if command != "run"]
+ALLOWED = list(DECIDES)
 
 
 def resolve_stages(cfg: DictConfig) -> dict[str, StageJob]:
@@ -33,6 +33,20 @@ def resolve_stages(cfg: DictConfig) -> dict[str, StageJob]:
     for name in cfg.stages:
         jobs[name] = _resolve(cfg, name, jobs)
     return jobs
+
+
+def resolve_trainings(cfg: DictConfig) -> dict[str, StageJob]:
+    """Type what `doctor` shall estimate: the trainings of a recipe's stages, or the one that the config describes.
+
+    There is none where neither a recipe nor any part of a training was chosen. Needs a live Hydra.
+    """
+    if cfg.stages:
+        return {name: job for name, job in resolve_stages(cfg).items() if job.command == "train"}
+    hydra = HydraConfig.get()
+    chosen = {override.lstrip("+~").partition("=")[0].partition(".")[0] for override in hydra.overrides.task}
+    if hydra.job.config_name == "config" and not chosen & {"dataset", "student", "teacher"}:
+        return {}
+    return {"train": StageJob("train", "train", typed(cfg, "train"))}
 
 
 def _resolve(cfg: DictConfig, name: str, earlier: dict[str, StageJob]) -> StageJob:
