@@ -18,7 +18,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from distillkit.errors import UserError, did_you_mean
 
-PARTS = ("tasks", "data", "models", "losses", "generation", "compression", "evaluation")
+PARTS = ("tasks", "data", "models", "losses", "generation", "cache", "compression", "evaluation")
 SCALARS = {int: (int,), float: (int, float), str: (str,), bool: (bool,), Path: (str,), type(None): (type(None),)}
 
 
@@ -128,7 +128,7 @@ def _check_arguments(cls: type, arguments: dict[str, Any], where: str) -> None:
     for name, value in arguments.items():
         hint = parameters[name].annotation if name in known else Any
         if not fits(value, hint):
-            raise UserError(f"expected {_shown(hint)}, got {value!r}", where=f"{where}.{name}")
+            raise _misfit(value, hint, f"{where}.{name}")
 
 
 def _parameters(cls: type) -> Mapping[str, inspect.Parameter]:
@@ -137,6 +137,17 @@ def _parameters(cls: type) -> Mapping[str, inspect.Parameter]:
         return inspect.signature(cls, eval_str=True).parameters
     except NameError:
         return inspect.signature(cls).parameters
+
+
+def _misfit(value: Any, hint: Any, where: str) -> UserError:
+    """Say what was expected, of a mapping that should be one at the first of its values that does not fit."""
+    arms = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    for arm in arms if isinstance(value, Mapping) and "_target_" not in value else ():
+        kind, inner = get_origin(arm), get_args(arm)
+        if isinstance(kind, type) and issubclass(kind, Mapping):
+            key = next(key for key in value if not fits(value[key], inner[1]))
+            return _misfit(value[key], inner[1], f"{where}.{key}")
+    return UserError(f"expected {_shown(hint)}, got {value!r}", where=where)
 
 
 def fits(value: Any, hint: Any) -> bool:

@@ -47,6 +47,7 @@ class TrainSettings:
     seed: int = 42
     batch_size: int = 32  # rows of one optimiser step, over all processes and micro-batches
     micro_batch_size: int | None = None  # rows of one forward pass of one process; null: the process's whole share
+    auto_batch: bool = False  # halve micro_batch_size until the longest rows fit into memory
     max_steps: int | None = None  # optimiser steps; wins over epochs
     epochs: float = 3.0
     learning_rate: float = 5e-5
@@ -103,6 +104,15 @@ class EvaluateSettings:
 
 
 @dataclass
+class Budget:
+    """What a variant may cost and lose; null: as much as it likes."""
+
+    size_mb: float | None = None  # of the weight files, in millions of bytes
+    latency_ms: float | None = None  # of one row
+    max_quality_drop: float | None = None  # of the task's metric, in its unit: 0.005 is half a point of accuracy
+
+
+@dataclass
 class CompressSettings:
     """The chain of `compress`."""
 
@@ -111,6 +121,9 @@ class CompressSettings:
     calibration_split: str = "train"  # rows that some steps look at activations with
     calibration_rows: int = 128
     calibration_batch_size: int = 8
+    grid: dict[str, Any] = field(default_factory=dict)  # step → argument → values to try, in every combination
+    budget: Budget = field(default_factory=Budget)  # the best variant that keeps it is copied to compressed/chosen
+    check_reload: bool = True  # load every variant in a fresh process with plain transformers or ONNX Runtime
 
 
 @dataclass

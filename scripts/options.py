@@ -89,13 +89,14 @@ def group(name: str, files: list[Path]) -> str:
     for file in files:
         option = str(file.relative_to(folder).with_suffix(""))
         text = file.read_text(encoding="utf-8")
-        lines.append(f"| `{name}={option}` | {cell(purpose(text))} |")
+        choice = "=".join(f"{name}/{option}".rsplit("/", 1))
+        lines.append(f"| `{choice}` | {cell(purpose(text))} |")
         keys = everything[file]
         fresh = [row for row in keys if (row[0], row[2]) not in seen]
         seen |= {(key, meaning) for key, _, meaning in keys}
         few = len(fresh) * 2 < len(keys)
         if fresh:
-            title = f"### {name}={option}" + (", besides keys that options above have" if few else "")
+            title = f"### {choice}" + (", besides keys that options above have" if few else "")
             details.append(f"{title}\n\n{table(fresh if few else keys)}")
     return "\n".join(lines) + "\n\n" + "\n\n".join(details)
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Install distillkit and its test tools into .venv, then lint, type-check and test. No network after the installation.
 #
-#   bash scripts/test.sh [pytest arguments ...]
+#   bash scripts/test.sh [pytest arguments ...]      WORKERS=N: processes; as many as cores if not set
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/_setup.sh"
 setup test
@@ -15,4 +15,4 @@ echo "== ruff format"
 echo "== mypy"
 "$python" -m mypy
 echo "== pytest"
-"$python" -m pytest "$@"
+"$python" -m pytest --numprocesses "${WORKERS:-auto}" --dist loadfile "$@"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from distillkit.commands.measures import (
     AnyModel,
     Measured,
     agreement_of,
+    any_sparse,
     classes_of,
     cost_of,
     find_baseline,
@@ -54,10 +55,14 @@ def encode_for(models: Mapping[str, AnyModel], data: Data, settings: EvaluateSet
                 fix="evaluate it in a run of its own",
             )
     require_labels(data.rows, settings.split, task, "the evaluation")
-    encoded = encode(data.rows, settings.split, task, first.tokenizer, data.labels)
-    if settings.limit is None or settings.limit >= len(encoded):
+    return cut(encode(data.rows, settings.split, task, first.tokenizer, data.labels), settings.limit)
+
+
+def cut(encoded: Encoded, limit: int | None) -> Encoded:
+    """Keep the first rows."""
+    if limit is None or limit >= len(encoded):
         return encoded
-    return replace(encoded, rows=encoded.rows.select(range(settings.limit)), lengths=encoded.lengths[: settings.limit])
+    return replace(encoded, rows=encoded.rows.select(range(limit)), lengths=encoded.lengths[:limit])
 
 
 def check_settings(settings: EvaluateSettings) -> None:
@@ -85,10 +90,10 @@ def compare(
     command: str,
     task: Task,
     data: Data,
-    encoded: Encoded,
     measured: Mapping[str, Measured],
     accelerator: Accelerator,
     folder: Path,
+    conclude: Callable[[dict[str, Any]], dict[str, Any]] = lambda _: {},
 ) -> dict[str, Any]:
     """Compare the models with the first one and with the baseline, show tables and write the report.
 
@@ -97,18 +102,19 @@ def compare(
         command: Its name.
         task: Of the models.
         data: The rows.
-        encoded: What the models were evaluated on.
         measured: The models with their answers, the teacher first.
         accelerator: Its processes share what runs over all rows; the main one does the rest.
         folder: Where differences.jsonl goes.
+        conclude: Returns what the command adds to the report.
 
     Returns:
         What report.json keeps under the command; nothing on other processes than the main one.
     """
-    spread = _spreads(config.evaluate, encoded, measured, accelerator)
+    spread = _spreads(config.evaluate, measured, accelerator)
     if not accelerator.is_main_process:
         return {}
-    report = plain(_report(config, command, task, data, encoded, measured, accelerator, spread, folder))
+    report = _report(config, command, task, data, measured, accelerator, spread, folder)
+    report = plain(report | conclude(report))
     show(config, command, report)
     return report
 
@@ -129,7 +135,6 @@ def _report(
     command: str,
     task: Task,
     data: Data,
-    encoded: Encoded,
     measured: Mapping[str, Measured],
     accelerator: Accelerator,
     spread: Mapping[str, Spread],
@@ -138,9 +143,11 @@ def _report(
     """Measure everything that one process measures."""
     settings = config.evaluate
     teacher = next(iter(measured))
+    encoded = measured[teacher].rows
     baseline = find_baseline(settings, list(measured))
-    costs = measure_costs(measured, task, data, encoded, settings, accelerator)
+    costs = measure_costs(measured, task, data, settings, accelerator)
     drawn = _resample(settings, task, measured)
+    sparse = any_sparse(measured)
     answers = {name: entry.outcome.answers for name, entry in measured.items()}
     rows, tokenizer = data.rows.split(settings.split), measured[teacher].model.tokenizer
     examples = Examples(rows, encoded, tokenizer, data.labels, answers[teacher])
@@ -167,7 +174,7 @@ def _report(
                 **quality_of(name, measured, baseline, drawn, task.best_metric),
                 **likeness_of(answers[name], None if name == teacher else answers[teacher], spread.get(name)),
                 **classes_of(answers[name], data.labels),
-                **cost_of(name, entry, costs),
+                **cost_of(name, entry, costs, sparse),
                 "notes": dict(entry.notes),
             }
             for name, entry in measured.items()
@@ -178,17 +185,18 @@ def _report(
 
 
 def _spreads(
-    settings: EvaluateSettings, encoded: Encoded, measured: Mapping[str, Measured], accelerator: Accelerator
+    settings: EvaluateSettings, measured: Mapping[str, Measured], accelerator: Accelerator
 ) -> dict[str, Spread]:
-    """Look at distributions that the answers do not hold, since they are over a vocabulary."""
-    answers = next(iter(measured.values())).outcome.answers
+    """Look at distributions that the answers do not hold, since they are over a vocabulary: that of the teacher."""
+    teacher = next(iter(measured.values()))
+    answers = teacher.outcome.answers
     over_vocabulary = {"loss", "items"} <= set(answers) and "probabilities" not in answers
     if not settings.divergence or not over_vocabulary:
         return {}
+    models = {name: entry.model for name, entry in measured.items() if entry.rows is teacher.rows}
     if accelerator.is_main_process:
-        notice(f"comparing the distributions of {len(measured)} models")
-    models = {name: entry.model for name, entry in measured.items()}
-    return spreads(models, encoded, settings.batch_size, accelerator)
+        notice(f"comparing the distributions of {len(models)} models")
+    return spreads(models, teacher.rows, settings.batch_size, accelerator)
 
 
 def _resample(settings: EvaluateSettings, task: Task, measured: Mapping[str, Measured]) -> Resampled:

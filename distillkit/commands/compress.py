@@ -1,25 +1,22 @@
-"""`distillkit compress`: a chain of steps, each measured like the model that it started from."""
+"""`distillkit compress`: chains of steps, each measured like the model that it started from."""
 
 from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 
 from distillkit.build import build
+from distillkit.commands.chain import START, Chain
 from distillkit.commands.compare import check_settings as check_evaluate
-from distillkit.commands.compare import compare, encode_for
+from distillkit.commands.compare import compare
 from distillkit.commands.folder import Standing, claim, standing
-from distillkit.commands.measures import Measured
 from distillkit.commands.parts import (
-    Data,
     announce,
     build_required,
     check_fit,
@@ -29,34 +26,45 @@ from distillkit.commands.parts import (
     load_data,
     load_model,
     make_accelerator,
+    require_labels,
 )
-from distillkit.commands.retraining import Retrainer, load_retrainer, scratch_folder
+from distillkit.commands.retraining import load_retrainer
+from distillkit.compression.budget import check_budget, choose, front, is_set
+from distillkit.compression.gradual import GradualPrune
+from distillkit.compression.grid import Branch, expand, paths
 from distillkit.compression.retrain import Retrain, merge
-from distillkit.compression.variant import Context, Kind, Step, Variant, check_chain
-from distillkit.data.encode import Encoded
-from distillkit.errors import UserError, located
-from distillkit.evaluation.evaluate import evaluate
+from distillkit.compression.variant import Kind, Step, check_chain
+from distillkit.errors import CheckFailed, UserError, located
 from distillkit.losses.objective import Objective
-from distillkit.models.live import LiveModel
+from distillkit.models.codes import is_packed
+from distillkit.models.live import LiveModel, whole_or_nothing
 from distillkit.models.onnx import OnnxModel, is_onnx
-from distillkit.models.teachers import Teacher
+from distillkit.models.teachers import LiveTeacher, Teacher
 from distillkit.reporting.console import notice
 from distillkit.reporting.files import read_report
 from distillkit.schema import Config
-from distillkit.signals import ABSENT, Batch, Model
 from distillkit.tasks.base import Task
 from distillkit.training.settings import check_settings as check_train
 
-START = "uncompressed"
-EXAMPLES = 8  # rows for tracing exports and for the check that what was written loads again
+CHOSEN = "chosen"  # the folder of the variant that keeps the budget
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The parts of a compression run, built but not loaded."""
+    """The parts of a compression run, built but not loaded.
+
+    Attributes:
+        task: Of the models.
+        source: Of the rows.
+        branches: The variants to make.
+        steps: Name of a variant → the step that makes it.
+        teacher: Of a training step; the model to start from where none is chosen.
+        objective: Of a training step.
+    """
 
     task: Task
     source: Any
+    branches: list[Branch]
     steps: Mapping[str, Step]
     teacher: Teacher | None
     objective: Objective | None
@@ -68,143 +76,147 @@ class Plan:
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Apply the steps in order and write every variant to `<output_dir>/compressed/<step>`.
+    """Make every variant, write it to `<output_dir>/compressed/<name>` and compare them all.
 
     Returns:
         What report.json keeps under "compress".
+
+    Raises:
+        CheckFailed: If a variant loads otherwise than it was written, or none keeps the budget.
     """
     plan = make_plan(config)
     state = standing(config, "compress")
     folder = Path(config.output_dir)
     if state is Standing.finished:
         notice(f"already finished: {folder / 'compressed'}")
-        return read_report(folder)["compress"]
+        report = read_report(folder)["compress"]
+        _settle(report, folder / "compressed")
+        return report
     accelerator = make_accelerator(config, plan.objective if plan.trains else None)
     accelerator.wait_for_everyone()
     announce(config, "compress", accelerator)
     data = load_data(plan.source, plan.task)
-    start = _load(config.compress.model, "compress.model", plan, data, accelerator)
-    check_chain(plan.steps, _kind(start))
-    for name, step in plan.steps.items():
-        with located(f"compress.steps.{name}"):
-            step.check(start)
-    encoded = encode_for({START: start}, data, config.evaluate, plan.task)
+    require_labels(data.rows, config.evaluate.split, plan.task, "the evaluation")
+    start = load_model(config.compress.model, plan.task, "compress.model", data.labels, accelerator.device)
+    _check_start(plan, start)
+    if any(step.calibrates for step in plan.steps.values()):
+        data.rows.split(config.compress.calibration_split)
     retrainer = None
     if plan.objective is not None and plan.trains:
         assert isinstance(start, LiveModel)  # check_chain: only float32 weights are retrained
         retrainer = load_retrainer(config, plan.task, plan.objective, plan.teacher, data, start, accelerator)
     if accelerator.is_main_process:
         claim(config, "compress", state)
+        shutil.rmtree(folder / "compressed" / CHOSEN, ignore_errors=True)
     accelerator.wait_for_everyone()
-    measured = _apply(plan, config, data, start, encoded, retrainer, accelerator)
-    report = compare(config, "compress", plan.task, data, encoded, measured, accelerator, folder / "compressed")
+    chain = Chain(config, plan.task, data, plan.steps, retrainer, accelerator)
+    measured = chain.run(plan.branches, start)
+
+    def conclude(report: dict[str, Any]) -> dict[str, Any]:
+        return _conclusion(config, report, list(plan.steps))
+
+    report = compare(config, "compress", plan.task, data, measured, accelerator, folder / "compressed", conclude)
     finish(accelerator)
+    if accelerator.is_main_process:
+        _settle(report, folder / "compressed")
     return report
-
-
-def _apply(
-    plan: Plan,
-    config: Config,
-    data: Data,
-    start: LiveModel | OnnxModel,
-    encoded: Encoded,
-    retrainer: Retrainer | None,
-    accelerator: Accelerator,
-) -> dict[str, Measured]:
-    """Apply the steps in order; each variant is saved, loaded again from its folder and evaluated."""
-    say = notice if accelerator.is_main_process else _silent
-    compressed = Path(config.output_dir) / "compressed"
-    scratch = scratch_folder(compressed, accelerator.process_index)
-    shutil.rmtree(scratch, ignore_errors=True)
-
-    def measure(path: str, key: str, notes: Mapping[str, Any]) -> Measured:
-        model = _load(path, key, plan, data, accelerator)
-        outcome = evaluate(model, plan.task, encoded, config.evaluate.batch_size, accelerator)
-        quality = plan.task.best_metric
-        say(f"{key.rpartition('.')[2]}: {quality} {outcome.metrics[quality]:.4f}")
-        return Measured(path, model, outcome, notes)
-
-    example = encoded.batch(range(min(EXAMPLES, len(encoded))))
-    measured = {START: measure(config.compress.model, START, {})}
-    variant = Variant(start)
-    for name, step in plan.steps.items():
-        say(f"{name}: {type(step).__name__}")
-        retrain = partial(retrainer.retrain, name) if retrainer is not None else None
-        path, key = compressed / name, f"compress.steps.{name}"
-        with located(key):
-            variant = step(variant, Context(example, config.train, retrain, scratch / name))
-        if accelerator.is_main_process:
-            variant.model.save(path)
-        accelerator.wait_for_everyone()
-        measured[name] = measure(str(path), key, variant.notes)
-        check_reloaded(variant.model, measured[name].model, example.to(accelerator.device), path)
-        if "caution" in variant.notes:
-            say(f"{name}: {variant.notes['caution']}")
-    shutil.rmtree(scratch, ignore_errors=True)
-    return measured
 
 
 def make_plan(config: Config) -> Plan:
     """Build the parts and refuse combinations that cannot work, before anything is loaded."""
-    if not config.compress.model:
+    settings = config.compress
+    if not settings.model:
         raise UserError("no model is given", where="compress.model", fix="compress.model=outputs/run/model")
-    check_evaluate(config.evaluate)
-    built = {name: build(node, f"compress.steps.{name}") for name, node in config.compress.steps.items()}
+    check_evaluate(replace(config.evaluate, models={}))
+    check_budget(settings.budget, config.evaluate.speed)
+    branches = expand(settings.steps, settings.grid)
+    built = {branch.name: build(branch.node, f"compress.steps.{branch.step}") for branch in _all(branches)}
     plan = Plan(
         task=build_required(config.task, "task"),
         source=build_required(config.dataset, "dataset"),
-        steps={name: step for name, step in built.items() if step is not None},
+        branches=branches,
+        steps=built,
         teacher=build(config.teacher, "teacher"),
         objective=build(config.loss, "loss"),
     )
     if not plan.steps:
         raise UserError("there are no steps", where="compress.steps", fix="choose some, such as compress=prune_int8")
-    check_chain(plan.steps, Kind.onnx if is_onnx(config.compress.model) else Kind.float32)
-    for name, step in plan.steps.items():
-        if not re.fullmatch(r"[\w-]+", name) or name == START:
-            raise UserError(
-                f"a step cannot be named '{name}'", where="compress.steps", fix="use letters, digits, - and _"
-            )
-        if isinstance(step, Retrain):
-            with located(f"compress.steps.{name}"):
-                check_train(merge(config.train, step.train))
-        if step.trains:
-            _check_loss(f"compress.steps.{name}", plan)
+    for name in {START, CHOSEN, *plan.steps} & set(config.evaluate.models):
+        raise UserError(f"a variant is called '{name}' too", where=f"evaluate.models.{name}", fix="rename it")
+    _check_chains(plan, Kind.onnx if is_onnx(settings.model) else Kind.float32)
+    for branch in _all(branches):
+        _check_step(branch, plan, config)
+    if plan.teacher is None and plan.trains:
+        return replace(plan, teacher=LiveTeacher(settings.model))
     return plan
 
 
-def _check_loss(where: str, plan: Plan) -> None:
-    if plan.objective is None:
-        raise UserError("retraining needs a loss, and there is none", where=where, fix="set loss=kd")
-    check_fit(check_objective(plan.objective), plan.task)
-    check_teacher(plan.objective, plan.teacher, where)
+def _all(branches: list[Branch]) -> Iterator[Branch]:
+    for branch in branches:
+        yield branch
+        yield from _all(branch.after)
 
 
-def _load(path: str, key: str, plan: Plan, data: Data, accelerator: Accelerator) -> LiveModel | OnnxModel:
-    return load_model(path, plan.task, key, data.labels, accelerator.device)
+def _check_step(branch: Branch, plan: Plan, config: Config) -> None:
+    key, step = f"compress.steps.{branch.step}", plan.steps[branch.name]
+    if not re.fullmatch(r"[\w-]+", branch.step) or branch.name in (START, CHOSEN):
+        what = f"a step cannot be named '{branch.step}'"
+        raise UserError(what, where="compress.steps", fix="use letters, digits, - and _")
+    if isinstance(step, Retrain | GradualPrune):
+        with located(key):
+            check_train(merge(config.train, step.train))
+    if step.trains:
+        if plan.objective is None:
+            raise UserError("retraining needs a loss, and there is none", where=key, fix="set loss=kd")
+        check_fit(check_objective(plan.objective), plan.task)
+        check_teacher(plan.objective, plan.teacher or LiveTeacher(config.compress.model), key)
+
+
+def _check_chains(plan: Plan, start: Kind) -> None:
+    for path in paths(plan.branches):
+        check_chain({branch.step: plan.steps[branch.name] for branch in path}, start)
+
+
+def _check_start(plan: Plan, start: LiveModel | OnnxModel) -> None:
+    """Refuse what does not fit the model to start from."""
+    _check_chains(plan, _kind(start))
+    for branch in _all(plan.branches):
+        with located(f"compress.steps.{branch.step}"):
+            plan.steps[branch.name].check(start)
 
 
 def _kind(model: LiveModel | OnnxModel) -> Kind:
     if isinstance(model, OnnxModel):
         return Kind.onnx
+    if is_packed(model.model.config):
+        return Kind.packed
     return Kind.float32 if model.model.dtype == torch.float32 else Kind.half
 
 
-@torch.no_grad()
-def check_reloaded(written: Model, loaded: Model, example: Batch, path: Path) -> None:
-    """Compare the answers of a model with those of what was loaded from its folder.
+def _conclusion(config: Config, report: dict[str, Any], variants: list[str]) -> dict[str, Any]:
+    """Return what a search adds to a report: the models that no other dominates, and what keeps the budget."""
+    found: dict[str, Any] = {}
+    if config.compress.grid:
+        found["front"] = front(report)
+    if is_set(config.compress.budget):
+        found["budget"] = choose(config.compress.budget, report, START, variants)
+    return found
+
+
+def _settle(report: Mapping[str, Any], folder: Path) -> None:
+    """Copy the chosen variant to its place.
 
     Raises:
-        RuntimeError: If they differ.
+        CheckFailed: If no variant keeps the budget.
     """
-    expected, found = written(example).logits, loaded(example).logits
-    assert expected is not None
-    assert found is not None
-    logits = expected.rows(0, len(expected)).float()
-    difference = float((found.rows(0, len(found)).float() - logits).abs().max())
-    if not difference <= 1e-5 * max(1.0, float(logits[logits > ABSENT / 2].abs().max())):
-        raise RuntimeError(f"what was loaded again from {path} differs by {difference:.2g} in its logits")
-
-
-def _silent(text: str) -> None:
-    """Say nothing: another process speaks."""
+    if "budget" not in report:
+        return
+    budget, target = report["budget"], folder / CHOSEN
+    if budget["chosen"] is None:
+        nearest = min(budget["misses"], key=lambda name: len(budget["misses"][name]))
+        missed = f"{nearest}: {', '.join(budget['misses'][nearest])}"
+        raise CheckFailed(f"compress.budget: no variant keeps it; {missed}")
+    source = folder / budget["chosen"]
+    if not target.is_dir():
+        whole_or_nothing(target, lambda beside: shutil.copytree(source, beside, dirs_exist_ok=True))
+    notice(f"chosen: {budget['chosen']} ({target})")

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from distillkit.build import build
+from distillkit.cache.store import is_store
 from distillkit.commands.compare import check_settings, compare, encode_for, show
 from distillkit.commands.folder import Standing, claim, standing
 from distillkit.commands.harness import check_harness, run_harness
 from distillkit.commands.measures import Measured
 from distillkit.commands.parts import announce, build_required, finish, load_data, load_model, make_accelerator
+from distillkit.commands.store_quality import measure_stores
 from distillkit.errors import UserError
 from distillkit.evaluation.evaluate import evaluate
 from distillkit.reporting.console import notice
@@ -29,6 +31,12 @@ def main(config: Config) -> dict[str, Any]:
     if not settings.models:
         raise UserError("no model is given", where="evaluate.models", fix="+evaluate.models.student=outputs/run/model")
     check_settings(settings)
+    stores = [name for name, path in settings.models.items() if is_store(path)]
+    if stores:
+        if len(stores) < len(settings.models):
+            fix = "evaluate it in a run of its own"
+            raise UserError("is a teacher store among models", where=f"evaluate.models.{stores[0]}", fix=fix)
+        return measure_stores(config, task)
     if settings.tasks:
         return _by_harness(config, task)
     source = build(config.dataset, "dataset")
@@ -52,8 +60,8 @@ def main(config: Config) -> dict[str, Any]:
         if accelerator.is_main_process:
             notice(f"{name}: {settings.models[name]}")
         outcome = evaluate(model, task, encoded, settings.batch_size, accelerator)
-        measured[name] = Measured(settings.models[name], model, outcome, {})
-    report = compare(config, "eval", task, data, encoded, measured, accelerator, Path(config.output_dir))
+        measured[name] = Measured(settings.models[name], model, encoded, outcome, {})
+    report = compare(config, "eval", task, data, measured, accelerator, Path(config.output_dir))
     finish(accelerator)
     return report
 

@@ -14,9 +14,11 @@ from distillkit.schema import Config
 WRITES = {
     "train": ("checkpoints", "model", "metrics.jsonl", "trackers"),
     "eval": ("differences.jsonl",),
-    "generate-pseudo": ("pseudo",),
+    "generate-pseudo": ("generated", "judged.jsonl", "pseudo", "rejected.jsonl", "teacher-store"),
     "compress": ("compressed",),
 }
+
+LATER = {"generate-pseudo": ("generate.filters",)}  # keys of what is done last, to what is kept of the rest
 
 
 class Standing(Enum):
@@ -44,6 +46,8 @@ def standing(config: Config, command: str) -> Standing:
             )
         return Standing.new
     changed = differences(load(frozen), config, command)
+    if changed and all(change.startswith(LATER.get(command, ())) for change in changed):
+        return Standing.unfinished
     if changed and config.overwrite:
         return Standing.new
     if changed:

@@ -22,27 +22,28 @@ from distillkit.evaluation.examples import Examples
 from distillkit.evaluation.memory import Memory, measure_memory
 from distillkit.evaluation.resampling import Resampled
 from distillkit.evaluation.samples import as_prompt, beginnings, samples
-from distillkit.evaluation.size import size_on_disk
+from distillkit.evaluation.size import compressed_size, size_on_disk
 from distillkit.evaluation.speed import Speed, measure_speed
 from distillkit.evaluation.vocabulary import Spread
 from distillkit.models.live import LiveModel
 from distillkit.models.onnx import OnnxModel
-from distillkit.reporting.comparison import CORRELATED, EQUAL, kept_share
+from distillkit.reporting.comparison import CORRELATED, EQUAL, PRUNED, kept_share
 from distillkit.reporting.console import notice
 from distillkit.schema import EvaluateSettings
 from distillkit.tasks.base import Answers, Task, higher_is_better
 
 AnyModel = LiveModel | OnnxModel
-BASELINES = ("alone", "baseline")  # names of an undistilled student
+BASELINES = ("alone", "baseline", "uncompressed")  # an undistilled student; what `compress` started from
 CONFUSABLE = 20  # classes up to which the confusion matrix is reported
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One model of a comparison, with what its evaluation found and what is to be said about it."""
+    """One model of a comparison, the rows as it reads them, what its evaluation found, and what is to be said."""
 
     path: str
     model: AnyModel
+    rows: Encoded
     outcome: Evaluation
     notes: Mapping[str, Any]
 
@@ -123,13 +124,14 @@ def classes_of(answers: Answers, classes: list[str] | None) -> dict[str, Any]:
     }
 
 
-def cost_of(name: str, entry: Measured, costs: Costs) -> dict[str, Any]:
-    """Return size, memory and speed; None for what was not measured."""
+def cost_of(name: str, entry: Measured, costs: Costs, sparse: bool) -> dict[str, Any]:
+    """Return size (where any model is `sparse`, compressed too), memory and speed; None for what was not measured."""
     speed, memory = costs.speeds.get(name), costs.memory.get(name)
     return {
         "parameters": entry.model.count_parameters(),
         "nonzeros": entry.model.count_nonzeros(),
         "bytes": size_on_disk(entry.path),
+        "compressed_bytes": compressed_size(entry.path) if sparse else None,
         "memory": None if memory is None else memory.bytes,
         "process_memory": None if memory is None else memory.process_bytes,
         "latency_ms": None if speed is None else speed.latency_ms,
@@ -138,23 +140,29 @@ def cost_of(name: str, entry: Measured, costs: Costs) -> dict[str, Any]:
     }
 
 
+def any_sparse(measured: Mapping[str, Measured]) -> bool:
+    """Tell whether weights of any model were set to zero."""
+    models = [entry.model for entry in measured.values()]
+    return any(model.count_nonzeros() < PRUNED * model.count_parameters() for model in models)
+
+
 def measure_costs(
     measured: Mapping[str, Measured],
     task: Task,
     data: Data,
-    encoded: Encoded,
     settings: EvaluateSettings,
     accelerator: Accelerator,
 ) -> Costs:
     """Measure memory, each model in its own process, and then speed, all models in turn."""
     costs = Costs({}, {}, "")
     if settings.speed if settings.memory is None else settings.memory:
-        costs = _measure_memory(measured, task, data, encoded, settings, accelerator)
+        costs = _measure_memory(measured, task, data, settings, accelerator)
     if settings.speed:
         notice(f"timing {len(measured)} models in turn")
         models = {name: entry.model for name, entry in measured.items()}
         sizes, rounds = settings.speed_batch_sizes, settings.speed_rounds
-        costs.speeds.update(measure_speed(models, encoded, sizes, rounds, accelerator.device))
+        data_of = {name: entry.rows for name, entry in measured.items()}
+        costs.speeds.update(measure_speed(models, data_of, sizes, rounds, accelerator.device))
     return costs
 
 
@@ -162,26 +170,26 @@ def _measure_memory(
     measured: Mapping[str, Measured],
     task: Task,
     data: Data,
-    encoded: Encoded,
     settings: EvaluateSettings,
     accelerator: Accelerator,
 ) -> Costs:
     notice(f"measuring the memory of {len(measured)} models, each in a process of its own")
-    longest = by_length(encoded.lengths, max(settings.speed_batch_sizes))[0]
+    most = max(settings.speed_batch_sizes)
+    batches = {name: entry.rows.batch(by_length(entry.rows.lengths, most)[0]) for name, entry in measured.items()}
     loaders = {
         name: partial(load_model, entry.path, task, name, data.labels, accelerator.device)
         for name, entry in measured.items()
     }
     own = {type(e.model.model).__module__ for e in measured.values() if isinstance(e.model, LiveModel)}
     runtime = {"onnxruntime" for e in measured.values() if isinstance(e.model, OnnxModel)}
-    found = measure_memory(loaders, encoded.batch(longest), sorted(own | runtime))
+    found = measure_memory(loaders, batches, sorted(own | runtime))
     for name, value in found.items():
         if isinstance(value, str):
             notice(f"memory of {name}: {value}")
     where = (
         "GPU memory that torch allocated" if accelerator.device.type == "cuda" else "what a process of its own grew by"
     )
-    what = f"{where}, at its peak, to load the model and answer the {len(longest):,} longest rows at once"
+    what = f"{where}, at its peak, to load the model and answer the {most:,} longest rows at once"
     return Costs({}, {name: value for name, value in found.items() if isinstance(value, Memory)}, what)
 
 
@@ -196,9 +204,10 @@ def write_samples(
     """Let causal language models go on with the same prompts; of models that answered with texts, take the first."""
     if task.adds_head:
         return []
-    models = {name: entry.model for name, entry in measured.items()}
+    first = next(iter(measured.values()))
+    models = {name: entry.model for name, entry in measured.items() if entry.rows is first.rows}
     if task.auto_class() is AutoModelForCausalLM:
-        tokenizer = next(iter(models.values())).tokenizer
+        tokenizer = first.model.tokenizer
         prompts = [as_prompt(text, tokenizer) for text in settings.prompts]
         room = max(1, task.max_length - settings.sample_tokens)
         prompts = prompts or beginnings(encoded, settings.samples, room)

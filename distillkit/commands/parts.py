@@ -17,8 +17,8 @@ from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
 
 from distillkit.build import build
 from distillkit.data.checks import check_columns
-from distillkit.data.encode import Encoded
 from distillkit.data.labels import label_names
+from distillkit.data.plans import TrainingRows
 from distillkit.data.rows import Rows, Source
 from distillkit.errors import UserError
 from distillkit.features import ModelShape
@@ -26,6 +26,7 @@ from distillkit.generation.base import Generator
 from distillkit.losses.base import LogitLoss
 from distillkit.losses.objective import Objective
 from distillkit.models.anatomy import shape_of
+from distillkit.models.cached import CachedTeacher
 from distillkit.models.capture import check_features
 from distillkit.models.live import LiveModel
 from distillkit.models.load import load_config, load_live
@@ -130,7 +131,7 @@ def load_data(source: Source, task: Task, keep_teacher_logits: bool = False, rea
 
 
 def _only_if_recorded(rows: Rows) -> Rows:
-    train = rows.split("train")
+    train = rows.example("train")
     if "teacher_logits" not in train.column_names or all(row is None for row in train["teacher_logits"]):
         raise UserError(
             "the training rows carry no teacher_logits",
@@ -142,7 +143,7 @@ def _only_if_recorded(rows: Rows) -> Rows:
 
 def require_labels(rows: Rows, split: str, task: Task, why: str) -> None:
     """Refuse a split without hard labels where they are needed."""
-    table, column = rows.split(split), task.label_column
+    table, column = rows.example(split), task.label_column
     if column is not None and (column not in table.column_names or all(label is None for label in table[column])):
         raise UserError(
             f"the {split} split has no labels, and {why} needs them",
@@ -168,7 +169,7 @@ def check_teacher(objective: Objective, teacher: Teacher | None, where: str) -> 
     if objective.needs_teacher and teacher is None:
         raise UserError("the loss compares with a teacher, and there is none", where=where, fix=f"{fix}, or loss=hard")
     for name in objective.feature_terms:
-        if not isinstance(teacher, LiveTeacher):
+        if not isinstance(teacher, LiveTeacher | CachedTeacher):
             raise UserError("this teacher shows nothing but its logits", where=f"loss.terms.{name}", fix=fix)
 
 
@@ -189,21 +190,22 @@ def bind(objective: Objective, student: ModelShape | Callable[[Any], ModelShape]
     """Fit an objective that looks inside the models to their shapes, which their configs tell before any weight."""
     if objective.feature_terms:
         assert teacher is not None
-        config = load_config(teacher.path, "teacher.path")
+        config = teacher.config if isinstance(teacher, CachedTeacher) else load_config(teacher.path, "teacher.path")
         objective.bind(student(config) if callable(student) else student, shape_of(config))
 
 
 @torch.no_grad()
-def try_features(objective: Objective, student: LiveModel, teacher: Model | None, rows: Encoded) -> None:
+def try_features(objective: Objective, student: LiveModel, teacher: Model | None, rows: TrainingRows) -> None:
     """Compare the models on one row, so that one that does not show what the loss looks at is refused at the start."""
     if not objective.feature_terms:
         return
-    assert isinstance(teacher, FrozenModel)
+    assert teacher is not None
     batch = rows.batch([0]).to(student.device)
     shown = student.eval()(batch, objective.wanted_of_student)
     check_features(shown.features, objective.wanted_of_student.features, student.model, "student")
     taught = teacher(batch)
-    check_features(taught.features, objective.wanted_of_teacher.features, teacher.live.model, "teacher")
+    if isinstance(teacher, FrozenModel):
+        check_features(taught.features, objective.wanted_of_teacher.features, teacher.live.model, "teacher")
     objective.to(student.device)(shown, taught, batch, objective.counts(batch))
 
 

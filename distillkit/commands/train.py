@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from distillkit.build import build
+from distillkit.commands.cached import answered, check_store, load_origin, processor_of
 from distillkit.commands.folder import Standing, claim, standing
 from distillkit.commands.packing import packed
 from distillkit.commands.parts import (
@@ -29,11 +30,14 @@ from distillkit.commands.parts import (
     try_features,
 )
 from distillkit.data.encode import Encoded, encode
+from distillkit.data.encode_stream import EncodedStream, check_stream, encode_training
+from distillkit.data.plans import TrainingRows
 from distillkit.data.rows import Source
 from distillkit.errors import UserError, did_you_mean
 from distillkit.evaluation.evaluate import evaluate
 from distillkit.freeze import digest
 from distillkit.losses.objective import Objective
+from distillkit.models.cached import CachedTeacher
 from distillkit.models.live import LiveModel
 from distillkit.models.students import Student
 from distillkit.models.teachers import LiveTeacher, RecordedTeacher, Teacher
@@ -46,8 +50,9 @@ from distillkit.schema import Config, Precision, TrainSettings
 from distillkit.signals import Model
 from distillkit.tasks.base import Task
 from distillkit.training.checkpoint import BEST, check_resumable, newest_checkpoint, step_of
-from distillkit.training.loop import FitResult, Run, fit, planned_steps
+from distillkit.training.loop import fit
 from distillkit.training.records import Records
+from distillkit.training.run import FitResult, Run
 from distillkit.training.settings import check_settings
 from distillkit.training.stopping import check_patience
 from distillkit.training.tuning import plan_tuning
@@ -76,7 +81,7 @@ class Loaded:
     data: Data
     student: LiveModel
     teacher: Model | None
-    train: Encoded
+    train: TrainingRows
     validation: Encoded | None
 
 
@@ -96,7 +101,7 @@ def main(config: Config) -> dict[str, Any]:
     accelerator = make_accelerator(config, plan.objective)
     accelerator.wait_for_everyone()
     announce(config, "train", accelerator)
-    loaded = _load(plan, accelerator.device)
+    loaded = _load(plan, config.train, accelerator.device)
     trained = _check_tuning(config.train, loaded)
     if accelerator.is_main_process:
         claim(config, "train", state if resume_from is None else Standing.unfinished)
@@ -105,6 +110,8 @@ def main(config: Config) -> dict[str, Any]:
     start_trackers(config, accelerator)
     result, metrics = _fit(config, plan, loaded, resume_from, accelerator)
     report = _report(config, plan, loaded, result, metrics)
+    if isinstance(loaded.train, EncodedStream):
+        notice(loaded.train.summary())
     if accelerator.is_main_process:
         loaded.student.save(folder / "model", model_card(report))
         write_report(folder, "train", report, _markdown(report))
@@ -139,9 +146,9 @@ def make_plan(config: Config) -> Plan:
         raise UserError(what, where="train.best_metric", fix=fix)
     check_fit(plan.objective, plan.task)
     check_teacher(plan.objective, plan.teacher, "loss")
-    if isinstance(plan.teacher, RecordedTeacher):
+    if isinstance(plan.teacher, RecordedTeacher) or (isinstance(plan.teacher, CachedTeacher) and plan.asks_teacher):
         plan.teacher.check(plan.task)
-    if plan.student.needs_teacher and not isinstance(plan.teacher, LiveTeacher):
+    if plan.student.needs_teacher and not isinstance(plan.teacher, LiveTeacher | CachedTeacher):
         fix = "set teacher=live teacher.path=MODEL"
         raise UserError("the student is made from a teacher, and there is none", where="student", fix=fix)
     return plan
@@ -163,13 +170,18 @@ def _checkpoint(config: Config, state: Standing) -> Path | None:
     return path
 
 
-def _load(plan: Plan, device: torch.device) -> Loaded:
+def _load(plan: Plan, settings: TrainSettings, device: torch.device) -> Loaded:
     """Load data and models, and refuse what does not fit together."""
-    data = load_data(plan.source, plan.task, keep_teacher_logits=isinstance(plan.teacher, RecordedTeacher))
+    data = _load_rows(plan, settings)
     bind(plan.objective, plan.student.shape, plan.teacher)
     teacher, live = None, None
+    cached = plan.teacher if isinstance(plan.teacher, CachedTeacher) and plan.asks_teacher else None
+    if cached is not None:
+        data = check_store(cached, plan.objective, data, processor_of(plan.student, plan.task))
     if plan.teacher is not None and plan.asks_teacher:
         teacher, live = load_teacher(plan.teacher, plan.task, data, plan.objective, device)
+    if cached is not None and plan.student.needs_teacher:
+        live = load_origin(cached, plan.task, data)
     if plan.objective.needs_labels:
         require_labels(data.rows, "train", plan.task, "the loss")
     if data.labels is None and plan.task.has_classes:
@@ -177,7 +189,10 @@ def _load(plan: Plan, device: torch.device) -> Loaded:
     student = plan.student.build(plan.task, data.labels, data.rows, live)
     if live is not None:
         check_same_vocabulary(live.tokenizer, student.tokenizer)
-    train = encode(data.rows, "train", plan.task, student.tokenizer, data.labels)
+    train: TrainingRows = encode_training(data.rows, plan.task, student.tokenizer, data.labels)
+    if cached is not None:
+        assert isinstance(train, Encoded)  # the store was compared with the whole split
+        train = answered(cached, train, plan.objective, plan.task)
     validation = None
     if "validation" in data.rows.splits and plan.objective.wanted_of_student.logits:
         require_labels(data.rows, "validation", plan.task, "evaluation")
@@ -186,6 +201,13 @@ def _load(plan: Plan, device: torch.device) -> Loaded:
     if plan.task.packing:
         train = packed(train, plan.objective, student, teacher)
     return Loaded(data, student, teacher if plan.objective.needs_teacher else None, train, validation)
+
+
+def _load_rows(plan: Plan, settings: TrainSettings) -> Data:
+    data = load_data(plan.source, plan.task, keep_teacher_logits=isinstance(plan.teacher, RecordedTeacher))
+    if data.rows.stream is not None:
+        check_stream(data.rows.stream, settings)
+    return data
 
 
 def _labelled_by(teacher: LiveModel | None, data: Data) -> Data:
@@ -201,16 +223,13 @@ def _check_tuning(settings: TrainSettings, loaded: Loaded) -> int:
     """Refuse train settings that do not fit the student or the data; return how many parameters will be trained."""
     check_patience(settings, loaded.validation is not None)
     row = loaded.train.batch([0]).to(loaded.student.device)
-    tuning = plan_tuning(loaded.student, settings, row, planned_steps(len(loaded.train), settings))
+    tuning = plan_tuning(loaded.student, settings, row, loaded.train.plan(settings).steps)
     return tuning.size(loaded.student.model, settings)
 
 
 def _introduce(config: Config, plan: Plan, loaded: Loaded, trained: int) -> None:
     terms = ", ".join(f"{name}: {text}" for name, text in plan.objective.describe().items())
-    tokens, train = int(loaded.train.lengths.sum()), loaded.train
-    notice(
-        f"student {loaded.student.count_parameters() / 1e6:.2f} M parameters · {len(train):,} rows, {tokens:,} tokens"
-    )
+    notice(f"student {loaded.student.count_parameters() / 1e6:.2f} M parameters · {loaded.train.describe()}")
     if trained != loaded.student.count_parameters():
         notice(f"trained of it: {trained / 1e6:.2f} M parameters")
     teacher = plan.teacher.path if plan.teacher is not None and plan.objective.needs_teacher else "none"

@@ -38,13 +38,13 @@ class Memory:
 
 
 def measure_memory(
-    loaders: Mapping[str, Loader], batch: Batch, preload: list[str] | None = None
+    loaders: Mapping[str, Loader], batches: Mapping[str, Batch], preload: list[str] | None = None
 ) -> dict[str, Memory | str]:
     """Load each model in a process of its own and let it answer a batch.
 
     Args:
         loaders: Name → what loads the model; must be picklable.
-        batch: What every model answers, where the models are.
+        batches: Name → what the model answers.
         preload: Modules to import before the first measurement, so that no model is charged with them.
 
     Returns:
@@ -54,8 +54,8 @@ def measure_memory(
         return dict.fromkeys(loaders, "not measured on Windows")
     with TemporaryDirectory(prefix="distillkit-") as folder:
         request, answer = Path(folder, "request"), Path(folder, "answer")
-        threads = torch.get_num_threads()
-        request.write_bytes(pickle.dumps((dict(loaders), batch.to(torch.device("cpu")), threads, preload or [])))
+        asked = {name: batch.to(torch.device("cpu")) for name, batch in batches.items()}
+        request.write_bytes(pickle.dumps((dict(loaders), asked, torch.get_num_threads(), preload or [])))
         env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         argv = [sys.executable, "-m", "distillkit.evaluation.memory", str(request), str(answer)]
         done = subprocess.run(argv, env=env, capture_output=True, text=True, check=False)
@@ -68,10 +68,10 @@ def measure_memory(
 
 def main(request: Path, answer: Path) -> None:
     """Fork for each model of a request, one after the other, and write what they needed."""
-    loaders, batch, threads, preload = pickle.loads(request.read_bytes())
+    loaders, batches, threads, preload = pickle.loads(request.read_bytes())
     for module in preload:
         import_module(module)
-    found = {name: _forked(load, batch, threads) for name, load in loaders.items()}
+    found = {name: _forked(load, batches[name], threads) for name, load in loaders.items()}
     answer.write_text(json.dumps(found), encoding="utf-8")
 
 

@@ -36,25 +36,32 @@ class Speed:
 
 @torch.no_grad()
 def measure_speed(
-    models: Mapping[str, Model], data: Encoded, batch_sizes: Sequence[int], rounds: int, device: torch.device
+    models: Mapping[str, Model],
+    data: Mapping[str, Encoded],
+    batch_sizes: Sequence[int],
+    rounds: int,
+    device: torch.device,
 ) -> dict[str, Speed]:
-    """Time every model on the same rows, in turn, for so many rounds after a first one.
+    """Time every model on its rows, in turn, for so many rounds after a first one.
 
     Batches hold the rows around the median length; where there are fewer rows than a batch wants, all of them.
     """
-    order = by_length(data.lengths, len(data))[0]
-    batches = {size: _middle(data, order, size).to(device) for size in (1, *batch_sizes)}
-    seconds: dict[str, dict[int, list[float]]] = {name: {size: [] for size in batches} for name in models}
+    orders = {name: by_length(rows.lengths, len(rows))[0] for name, rows in data.items()}
+    batches = {
+        name: {size: _middle(data[name], order, size).to(device) for size in (1, *batch_sizes)}
+        for name, order in orders.items()
+    }
+    seconds: dict[str, dict[int, list[float]]] = {name: {size: [] for size in (1, *batch_sizes)} for name in models}
     for attempt in range(1 + rounds):
         for name, model in models.items():
-            for size, batch in batches.items():
+            for size, batch in batches[name].items():
                 times = _time(model, batch, device, SINGLE_CALLS if size == 1 else TIMED_CALLS)
                 if attempt > 0:
                     seconds[name][size].extend(times)
     found = {}
     for name, by_size in seconds.items():
         half, most = np.quantile(by_size[1], [0.5, 0.95])
-        rows = {size: min(size, len(order)) / float(np.median(by_size[size])) for size in batch_sizes}
+        rows = {size: min(size, len(orders[name])) / float(np.median(by_size[size])) for size in batch_sizes}
         found[name] = Speed(1000 * float(half), 1000 * float(most), rows)
     return found
 

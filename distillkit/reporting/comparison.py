@@ -114,6 +114,8 @@ def cost_grid(comparison: Mapping[str, Any]) -> Grid:
     if any(model["nonzeros"] < PRUNED * model["parameters"] for model in models.values()):
         made.add("non-zero", lambda model: numbers.percent(model["nonzeros"] / max(model["parameters"], 1)))
     made.add("size", lambda model: numbers.megabytes(model["bytes"]))
+    if any(model.get("compressed_bytes") is not None for model in models.values()):
+        made.add("zipped", lambda model: numbers.megabytes(model["compressed_bytes"]), under=True)
     if any(model["memory"] is not None for model in models.values()):
         made.add("memory", lambda model: numbers.megabytes(model["memory"]))
     if any(model["latency_ms"] is not None for model in models.values()):
@@ -143,10 +145,26 @@ def notes(comparison: Mapping[str, Any]) -> list[tuple[str, str]]:
         found.append(("KL", f"mean KL({teacher} ‖ model), nats an item"))
     if any(model["calibration"] is not None for model in models):
         found.append(("ECE", "expected calibration error, 15 bins of equal width by confidence"))
+    if any(model.get("compressed_bytes") is not None for model in models):
+        found.append(("zipped", "what the weights take in a zip file; zeros are stored in full otherwise"))
     if any(model["memory"] is not None for model in models):
         found.append(("memory", comparison["memory_of"]))
     if any(model["latency_ms"] is not None for model in models):
         found.append(("latency, p95", "one row, one forward pass: what 50 and 95 of 100 calls keep; timed in turn"))
+    return found + _searched(comparison)
+
+
+def _searched(comparison: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Say what a search among variants found, if there was one."""
+    found = []
+    if "front" in comparison:
+        names = ", ".join(comparison["front"])
+        found.append(("front", f"no other model is as good in quality, size and latency, and better in one: {names}"))
+    if "budget" in comparison:
+        budget = comparison["budget"]
+        limits = ", ".join(f"{key} {limit:g}" for key, limit in budget["limits"].items())
+        kept = f"the best variant that keeps it is {budget['chosen']}" if budget["chosen"] else "no variant keeps it"
+        found.append(("budget", f"{limits}; {kept}"))
     return found
 
 

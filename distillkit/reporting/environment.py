@@ -29,10 +29,10 @@ def device() -> str:
     """Name what models run on: the GPU, or the processor and the threads that torch uses."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    return f"{_processor()}, {torch.get_num_threads()} threads"
+    return f"{processor()}, {torch.get_num_threads()} threads"
 
 
-def _processor() -> str:
+def processor() -> str:
     """Return the processor's name where the system tells it, else its architecture."""
     listed = Path("/proc/cpuinfo")
     if listed.exists():

@@ -31,7 +31,7 @@ def write_report(folder: Path, command: str, result: dict[str, Any], markdown: s
 
 
 def plain(value: Any) -> Any:
-    """Turn a value into what JSON knows: no numpy, and null for what is not finite."""
+    """Turn a value into what JSON knows: no numpy, null for what is not finite, and of bytes how many there are."""
     if isinstance(value, dict):
         return {str(name): plain(inner) for name, inner in value.items()}
     if isinstance(value, np.ndarray):
@@ -42,6 +42,8 @@ def plain(value: Any) -> Any:
         return plain(value.item())
     if isinstance(value, float):
         return value if isfinite(value) else None
+    if isinstance(value, bytes):
+        return f"{len(value):,} bytes"
     return value if isinstance(value, str | int | bool | None) else str(value)
 
 

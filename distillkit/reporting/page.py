@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from distillkit.reporting import numbers
 from distillkit.reporting.comparison import Grid, cost_grid, heading, notes, quality_grid
+from distillkit.reporting.filters import COLUMNS, filter_rows
 from distillkit.reporting.outcome import outcome
 from distillkit.reporting.parts import Colours, Part, find_parts
 from distillkit.reporting.pictures.classes import change, matrix
@@ -67,6 +68,8 @@ def page(folder: Path, report: Mapping[str, Any]) -> str:
         comparisons=views,
         overlay=overlay(trained, colours),
         trainings=[(training, loss_picture(training, colours)) for training in trained],
+        filtered=[(part, filter_rows(part.result)) for part in parts if part.result.get("rejected")],
+        filter_columns=COLUMNS,
         parts=parts,
         outcomes={part.name: outcome(part.result) for part in parts},
         configs=[(part.name, text) for part in parts if (text := _config(part)) is not None],

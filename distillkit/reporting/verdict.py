@@ -8,6 +8,7 @@ from typing import Any
 from distillkit.reporting import numbers
 
 SIGNIFICANT = 0.05
+UNCOMPRESSED = "uncompressed"  # the baseline of `compress`: the model that it started from
 
 
 def verdict(comparison: Mapping[str, Any]) -> list[str]:
@@ -41,7 +42,8 @@ def _gain(comparison: Mapping[str, Any], tested: Mapping[str, Any]) -> str:
     if tested["p"] >= SIGNIFICANT:
         return f"Whether it differs from {baseline} these examples cannot tell ({what})."
     better = (tested["value"] > 0) == comparison["higher_is_better"]
-    return f"It is {'better' if better else 'worse'} than {baseline}, which had no teacher ({what})."
+    who = baseline if baseline == UNCOMPRESSED else f"{baseline}, which had no teacher"
+    return f"It is {'better' if better else 'worse'} than {who} ({what})."
 
 
 def _factor(before: float | None, after: float | None, less: str, more: str) -> str | None:

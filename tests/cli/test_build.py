@@ -155,7 +155,7 @@ def test_everything_is_checked_before_anything_is_built(mine: None) -> None:
         (part(size=1.5), "loss.size: expected int, got 1.5"),
         (part(size=1, mode="c"), "loss.mode: expected 'a' or 'b', got 'c'"),
         (part(size=1, rates=[1, "x"]), "loss.rates: expected a list of float, got [1, 'x']"),
-        (part(size=1, table={"a": "x"}), "loss.table: expected a mapping to int"),
+        (part(size=1, table={"a": "x"}), "loss.table.a: expected int, got 'x'"),
         (part(size=1, inner=3), "loss.inner: expected"),
         (part(size=part(size=1)), "loss.size: expected int"),
         (part(size=1, extra=[{"x": part(size="y")}]), "loss.extra.0.x.size: expected int, got 'y'"),

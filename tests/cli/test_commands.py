@@ -445,7 +445,7 @@ def test_prompts_need_no_answers_to_be_answered() -> None:
     run("generate-pseudo", "dataset.train=data/train.jsonl", *columns, *teacher, *much, "output_dir=answers")
     report = json.loads(Path("answers/report.json").read_text())["generate-pseudo"]
     assert report["rows"] > 0
-    assert report["rows"] + report["cut_off"] + report["empty"] == 40
+    assert report["rows"] + sum(report["rejected"].values()) == report["generated"] == 40
     columns = ["dataset.columns.text=null", "dataset.columns.finished=null"]
     columns += ["dataset.columns.prompt=prompt", "dataset.columns.completion=completion"]
     files = ["dataset=pseudo_text", "dataset.train='answers/pseudo/*.parquet'", "student.path=writer"]

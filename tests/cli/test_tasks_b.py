@@ -240,8 +240,9 @@ def test_what_cannot_work_is_refused_in_one_line(case: str) -> None:
     assert message in result.err
 
 
-def test_an_encoder_decoder_is_not_exported() -> None:
-    small = ["compress=int8", "compress.model=t5/student/model", "output_dir=refused"]
-    result = distillkit("compress", *SEQ2SEQ, *data("pairs"), *small)
-    assert result.code == 2
-    assert "an encoder-decoder needs several ONNX graphs to write with; use compress=prune, bf16 or fp16" in result.err
+def test_an_encoder_decoder_is_exported_and_evaluated() -> None:
+    small = ["compress=int8", "compress.model=t5/student/model", "evaluate.speed=false", "output_dir=t5/exported"]
+    run("compress", *SEQ2SEQ, *data("pairs"), *small)
+    models = json.loads(Path("t5/exported/report.json").read_text())["compress"]["models"]
+    assert models["onnx"]["metrics"]["loss"] == pytest.approx(models["uncompressed"]["metrics"]["loss"], rel=1e-3)
+    assert Path("t5/exported/compressed/int8/decoder_model.onnx").is_file()

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
 
-import pyarrow.parquet
 import pytest
 from safetensors.torch import load_file
 
@@ -44,7 +42,7 @@ name: every
 task: {max_length: 32}
 dataset: {train: data/train.jsonl, validation: data/validation.jsonl, columns: {label: null}}
 teacher: {path: language_model}
-generate: {temperature: 0.0, max_new_tokens: 8, prompt_tokens: 4, batch_size: 5}
+generate: {temperature: 0.0, max_new_tokens: 8, prompt_tokens: 4, backend: {batch_size: 5}, shard_rows: 5}
 evaluate: {speed: false, batch_size: 3}
 stages:
   train: {command: train}
@@ -53,11 +51,20 @@ stages:
   labels:
     command: generate-pseudo
     choose: {task: sequence_classification, generate: soft_labels}
-    set: {task: {max_length: 32}, teacher: {path: classifier}, dataset: {columns: {label: label}}}
+    set:
+      task: {max_length: 32}
+      teacher: {path: classifier}
+      dataset: {columns: {label: label}}
+      generate: {shard_rows: 5}
+  store:
+    command: generate-pseudo
+    choose: {generate: teacher_store}
+    set: {generate: {shard_rows: 5, batch_size: 3}}
   eval:
     command: eval
     set: {evaluate: {models: {teacher: "${root_dir}/train/model", student: "${root_dir}/other/model"}}}
 """
+DESCRIPTION = "_pseudo.json"  # holds the name of the run
 DEADLY = """\
 import os, signal
 from distillkit.losses.task import CrossEntropy
@@ -102,7 +109,7 @@ def torchrun(bench: Path) -> tuple[Path, Path]:
         [sys.executable, *script, *settings], capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("[1/5] train") == 1  # only the first process speaks
+    assert done.stdout.count("[1/6] train") == 1  # only the first process speaks
     return bench / "every-1", bench / "every-2"
 
 
@@ -111,10 +118,6 @@ def train(processes: int, output: str) -> Outcome:
     own = ["teacher.path=classifier", f"output_dir={output}", f"launch.num_processes={processes}"]
     deadly = ["loss.terms.hard.loss._target_=deadly.Deadly", "train.checkpoint_every=2"]
     return distillkit("train", *data, *SETTINGS, *own, *deadly)
-
-
-def rows(folder: Path) -> list[dict]:
-    return [row for path in sorted(folder.glob("*.parquet")) for row in pyarrow.parquet.read_table(path).to_pylist()]
 
 
 def check_training(one: Path, two: Path, start: Path) -> None:
@@ -167,22 +170,29 @@ def test_what_happens_inside_is_learned_the_same(bench: Path, loss: str) -> None
         assert ours["terms"] == pytest.approx(theirs["terms"], rel=1e-5, abs=1e-6)
 
 
+def test_a_stream_is_shared(bench: Path) -> None:
+    """Windows of 16, 16 and 4 rows in batches of 7, so that the last ones of a window hold 2 and 4."""
+    data = ["dataset.train=data/train.jsonl", "dataset.validation=data/validation.jsonl", "task.max_length=32"]
+    stream = ["dataset.streaming=true", "dataset.window=16", "dataset.labels=[bad,good]", "train.max_steps=12"]
+    for processes in (1, 2):
+        own = ["teacher.path=classifier", f"output_dir=stream-{processes}", f"launch.num_processes={processes}"]
+        assert distillkit("train", *data, *stream, *SETTINGS, *own).code == 0
+    check_training(bench / "stream-1", bench / "stream-2", bench / "classifier")
+    assert events(bench / "stream-1")[-2]["epoch"] == 1.0
+
+
 def test_a_language_model_learns_the_same(torchrun: tuple[Path, Path], bench: Path) -> None:
     check_training(*(folder / "train" for folder in torchrun), bench / "language_model")
 
 
-def test_both_processes_write_the_text_that_one_writes(torchrun: tuple[Path, Path]) -> None:
-    one, two = (folder / "text/pseudo" for folder in torchrun)
-    assert len(list(two.glob("*.parquet"))) == 2
-    assert Counter(map(repr, rows(two))) == Counter(map(repr, rows(one)))
-
-
-def test_both_processes_write_the_soft_labels_that_one_writes(torchrun: tuple[Path, Path]) -> None:
-    one, two = (rows(folder / "labels/pseudo") for folder in torchrun)
-    assert len(one) == len(two) == 36
-    for ours, theirs in zip(two, one, strict=True):
-        assert ours.pop("teacher_logits") == pytest.approx(theirs.pop("teacher_logits"), abs=1e-6)
-        assert ours == theirs
+@pytest.mark.parametrize(("stage", "kept"), [("text", "pseudo"), ("labels", "pseudo"), ("store", "teacher-store")])
+def test_two_processes_write_the_files_that_one_writes(torchrun: tuple[Path, Path], stage: str, kept: str) -> None:
+    one, two = (
+        {path.name: path.read_bytes() for path in (folder / stage / kept).iterdir() if path.name != DESCRIPTION}
+        for folder in torchrun
+    )
+    assert len(one) == (18 if stage == "store" else 1)
+    assert one == two
 
 
 def test_both_processes_measure_what_one_measures(torchrun: tuple[Path, Path]) -> None:
@@ -195,4 +205,4 @@ def test_both_processes_measure_what_one_measures(torchrun: tuple[Path, Path]) -
 
 def test_one_report_of_the_whole_run(torchrun: tuple[Path, Path]) -> None:
     one, two = (read_report(folder)["run"] for folder in torchrun)
-    assert list(two["stages"]) == list(one["stages"]) == ["train", "other", "text", "labels", "eval"]
+    assert list(two["stages"]) == list(one["stages"]) == ["train", "other", "text", "labels", "store", "eval"]

@@ -1,6 +1,7 @@
 """Every command of the README is run, cut to a few steps, in a folder where the hub's names are tiny local models.
 
-Those that start several processes start one here; tests/distributed is about several.
+Those that start several processes start one here; tests/distributed is about several. Blocks marked sh need a server or
+a large model: their commands are only put together.
 """
 
 from __future__ import annotations
@@ -15,7 +16,11 @@ from pathlib import Path
 
 import pytest
 
+from distillkit.commands import doctor
+from distillkit.diagnosis.collectives import Collectives
 from tests.terminal import distillkit
+
+from .test_doctor import SPEED
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -31,6 +36,7 @@ SHORT = {
     "eval": ["evaluate.speed_rounds=1"],
     "run": ["train.max_steps=2", "evaluate.speed=false"],
     "recipes": [],
+    "doctor": [],
 }
 
 
@@ -38,8 +44,8 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
 
 
-def commands() -> list[str]:
-    lines = "\n".join(blocks("bash")).replace("\\\n", " ").splitlines()
+def commands(language: str = "bash") -> list[str]:
+    lines = "\n".join(blocks(language)).replace("\\\n", " ").splitlines()
     return [line for line in lines if shlex.split(line, comments=True)]
 
 
@@ -81,6 +87,8 @@ def run(line: str, patch: pytest.MonkeyPatch) -> None:
 def test_every_command_in_the_order_of_the_readme(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "LOCAL_RANK", "DISTILLKIT_TRUST", "PYTHONPATH"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(doctor, "measure_speed", lambda _: SPEED)  # tests/unit/test_diagnosis measures
+    monkeypatch.setattr(doctor, "try_collectives", lambda _: Collectives(2, "gloo", 1e-4, 1e9))
     (desk / "mylosses.py").write_text(next(b for b in blocks("python") if "mylosses.py" in b), encoding="utf-8")
     assert len(commands()) > 15
     for line in commands():
@@ -92,6 +100,12 @@ def test_every_command_in_the_order_of_the_readme(desk: Path, monkeypatch: pytes
     for block in blocks("python"):
         if "mylosses.py" not in block:
             exec(block, {})
+
+
+@pytest.mark.parametrize("line", commands("sh"))
+def test_what_is_only_put_together(desk: Path, line: str) -> None:
+    result = distillkit(*shlex.split(line, comments=True)[1:], "--cfg", "job", "--resolve")
+    assert (result.code, result.err) == (0, "")
 
 
 def test_commands_between_the_lines() -> None:

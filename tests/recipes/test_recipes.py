@@ -38,6 +38,7 @@ SMOKE = {
         "+stages.teacher.set.train.max_steps=12",
     ],
 }
+SMOKE["store"] = [argument for argument in SMOKE["answers"] if not argument.startswith("generate.")]
 for recipe, data in (("regress", "pairs"), ("labels", "topics"), ("tag", "tags"), ("read", "questions")):
     SMOKE[recipe] = [f"dataset.train={data}/train.jsonl", f"dataset.validation={data}/validation.jsonl", *PRUNE]
 T5 = "stages.teacher.set.student"
@@ -68,6 +69,7 @@ STDLIB = Path(sysconfig.get_paths()["stdlib"])
 KINDS = {  # of models; others classify texts
     "quickstart": transformers.AutoModelForCausalLM,
     "answers": transformers.AutoModelForCausalLM,
+    "store": transformers.AutoModelForCausalLM,
     "translate": transformers.AutoModelForSeq2SeqLM,
     "summarise": transformers.AutoModelForSeq2SeqLM,
     "chat": transformers.AutoModelForCausalLM,

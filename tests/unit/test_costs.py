@@ -42,7 +42,7 @@ def test_peak_memory_is_what_a_model_needs(tmp_path):
         "again": partial(Hoarder, 1, 1),
         "broken": broken,
     }
-    found = measure_memory(loaders, batch)
+    found = measure_memory(loaders, dict.fromkeys(loaders, batch))
     assert found.pop("broken") == "ValueError: no such model"
     assert all(isinstance(value, Memory) for value in found.values()), found
     small = found["small"].bytes
@@ -73,7 +73,7 @@ def test_latency_and_throughput(tmp_path, monkeypatch):
     monkeypatch.setattr(speed.time, "perf_counter", lambda: clock[0])
     data = encoded(tmp_path, SequenceClassification(), count=20)
     models = {"steady": Clock(clock, [2.0]), "uneven": Clock(clock, [1.0] * 9 + [50.0])}
-    found = measure_speed(models, data, [4, 32], 3, torch.device("cpu"))
+    found = measure_speed(models, dict.fromkeys(models, data), [4, 32], 3, torch.device("cpu"))
     assert found["steady"].latency_ms == pytest.approx(2.0)
     assert found["steady"].latency_p95_ms == pytest.approx(2.0)
     assert found["steady"].rows_per_second == pytest.approx({4: 500.0, 32: 500.0})

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from distillkit.reporting import numbers
 from distillkit.reporting.pictures.axes import Frame, fitted
-from distillkit.reporting.pictures.svg import colour, line, marker, picture, text, width_of
+from distillkit.reporting.pictures.svg import colour, line, marker, path, picture, text, width_of
 
 WIDTH, HEIGHT = 460, 320
 LINE = 13  # height of a label
@@ -31,6 +31,8 @@ def tradeoff(
     comparison: Mapping[str, Any], series: Mapping[str, int], cost: str, title: str, factor: float = 1.0
 ) -> Markup | None:
     """Draw quality against the cost under a key of the models; better is up, and cheaper is to the left.
+
+    Of a search, a line joins the models that no other dominates in the two.
 
     Args:
         comparison: Of report.json.
@@ -55,6 +57,8 @@ def tradeoff(
     y = fitted(heights, percent=numbers.is_share(quality), down=not comparison["higher_is_better"])
     frame = Frame(WIDTH, HEIGHT, x, y, left=52, right=22)
     drawn = frame.draw(title, f"{numbers.title(quality)}, better is up")
+    if "front" in comparison:
+        drawn.append(_front(frame, points, comparison["higher_is_better"]))
     for point in points:
         drawn += _whisker(frame, point)
     taken = [_box(frame.at_x(p.cost), frame.at_y(p.quality)) for p in points]
@@ -63,6 +67,15 @@ def tradeoff(
         drawn.append(marker(frame.at_x(point.cost), frame.at_y(point.quality), point.series, hint))
     drawn += [_label(frame, point, taken) for point in points]
     return picture(WIDTH, HEIGHT, f"{numbers.title(quality)} against {title}", drawn)
+
+
+def _front(frame: Frame, points: list[Point], higher: bool) -> Markup:
+    """Draw a line through the points than which none is both cheaper and better."""
+    best: list[Point] = []
+    for point in sorted(points, key=lambda p: (p.cost, -p.quality if higher else p.quality)):
+        if not best or (point.quality > best[-1].quality if higher else point.quality < best[-1].quality):
+            best.append(point)
+    return path([(frame.at_x(point.cost), frame.at_y(point.quality)) for point in best], "front")
 
 
 def _whisker(frame: Frame, point: Point) -> list[Markup]:
