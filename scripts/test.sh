@@ -15,4 +15,4 @@ echo "== ruff format"
 echo "== mypy"
 "$python" -m mypy
 echo "== pytest"
-"$python" -m pytest --numprocesses "${WORKERS:-auto}" --dist loadfile "$@"
+"$python" -m pytest --numprocesses "${WORKERS:-auto}" --dist loadfile --no-loadscope-reorder "$@"

@@ -213,6 +213,6 @@ def test_losses_on_whole_rows_and_other_teachers_are_refused(tmp_path):
     teacher = FrozenModel(language_model(1), rows.wanted_of_teacher)
     with pytest.raises(UserError, match=r"loss\.terms\.rows: it looks at rows as a whole.*set task\.packing=false"):
         packed(data, rows, student, teacher)
-    with pytest.raises(UserError, match="only a live teacher can answer packed rows"):
+    with pytest.raises(UserError, match="neither recorded logits nor stored features are those of packed rows"):
         packed(data, objective(features=False), student, lambda batch: None)
     assert packed(data, objective(), student, FrozenModel(language_model(2))).packed

@@ -238,15 +238,14 @@ def test_soft_labels_belong_to_their_rows_where_others_are_skipped(tmp_path):
     settings = {"on_bad_row": "skip", "cache": False}
     data = FileDataset(train=str(write_jsonl(tmp_path / "a.jsonl", lines)), **settings)
     live = encoder(Scores(), TOKENIZER)
-    found = [
-        row for part in (slice(0, 3), slice(3, 4)) for batch in SoftLabels()(live, data.load(), part) for row in batch
-    ]
+    asked = SoftLabels().prepare(live, data.load(), Scores())
+    found = asked.answer(0, 3) + asked.answer(3, 4)
     assert [row["text"] for row in found] == TEXTS
     with torch.no_grad():
         for row in found:
             (score,) = live(collate(Scores(), TOKENIZER, text=[row["text"]])).logits.values[0].tolist()
             assert row["teacher_logits"] == [pytest.approx(score, abs=1e-5)]
-    filled = next(iter(SoftLabels(labels="replace")(live, data.load(), slice(0, 1))))
+    filled = SoftLabels(labels="replace").prepare(live, data.load(), Scores()).answer(0, 1)
     assert filled[0]["score"] == filled[0]["teacher_logits"][0]
 
 

@@ -40,7 +40,11 @@ def reloaded(live: LiveModel, folder: Path) -> LiveModel:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("step", [DropLayers(2), DropLayers(3, by="angular"), NarrowFFN(0.5)], ids=["two layers", "three by angle", "half the units"])
+@pytest.mark.parametrize(
+    "step",
+    [DropLayers(2), DropLayers(3, by="angular"), NarrowFFN(0.5)],
+    ids=["two layers", "three by angle", "half the units"],
+)
 def test_what_is_left_is_smaller_and_loads_in_stock_transformers(name, step, tmp_path):
     live = family(name)
     small = applied(step, live, tmp_path)
