@@ -173,8 +173,8 @@ Student = Pretrained | FromTeacher | FromConfig
 
 def spread(count: int, depth: int) -> list[int]:
     """Choose `count` of `depth` layers evenly, the first and the last among them (one: the first)."""
-    if count > depth:  # as many as were asked for at most, since the last one says that it is not there
-        return list(range(depth + 1))
+    if count > depth:
+        return [count - 1]  # which is not there
     return [round(index * (depth - 1) / max(count - 1, 1)) for index in range(count)]
 
 
