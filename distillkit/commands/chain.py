@@ -10,10 +10,11 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from accelerate import Accelerator
+from accelerate.utils import set_seed
 
-from distillkit.commands.compare import cut
+from distillkit.commands.compare import comparable, cut
+from distillkit.commands.kept import Kept, Shelf
 from distillkit.commands.measures import Measured
 from distillkit.commands.parts import Data, load_model
 from distillkit.commands.reloading import Written, check_in_fresh_process, check_reloaded, remember
@@ -23,8 +24,8 @@ from distillkit.compression.grid import Branch
 from distillkit.compression.memory import enough_memory
 from distillkit.compression.variant import Context, Corpus, Step, Variant
 from distillkit.data.encode import Encoded, encode
-from distillkit.errors import UserError, located
-from distillkit.evaluation.evaluate import Evaluation, evaluate
+from distillkit.errors import located
+from distillkit.evaluation.evaluate import evaluate
 from distillkit.models.live import LiveModel
 from distillkit.models.onnx import OnnxModel
 from distillkit.models.tokenizers import same_vocabulary
@@ -86,7 +87,9 @@ class Chain:
         steps: Name of a variant → the step that makes it.
         retrainer: Distils again; None where no step trains.
         accelerator: Its processes share the work.
+        shelf: Of the variants that are whole.
         measured: Name → what was found out.
+        kept: The variants that an earlier start of the same command has made.
     """
 
     config: Config
@@ -95,7 +98,9 @@ class Chain:
     steps: Mapping[str, Step]
     retrainer: Retrainer | None
     accelerator: Accelerator
+    shelf: Shelf
     measured: dict[str, Measured] = field(default_factory=dict)
+    kept: Mapping[str, Kept] = field(default_factory=dict)
     written: dict[str, Written] = field(default_factory=dict)
     readings: list[Reading] = field(default_factory=list)
 
@@ -111,10 +116,13 @@ class Chain:
             What was measured, in order.
         """
         for name, path in self.config.evaluate.models.items():
-            self._measure(name, path, {}, f"evaluate.models.{name}")
+            self._measure(name, path, self._load(path, f"evaluate.models.{name}"), {}, f"evaluate.models.{name}")
         scratch = scratch_folder(self.folder, self.accelerator.process_index)
         shutil.rmtree(scratch, ignore_errors=True)
-        self._measure(START, self.config.compress.model, {}, "compress.model")
+        self.kept = self.shelf.find(branches)
+        self.accelerator.wait_for_everyone()  # until all have looked
+        path = self.config.compress.model
+        self._measure(START, path, self._load(path, "compress.model"), {}, "compress.model")
         self._grow(branches, Variant(start), scratch)
         shutil.rmtree(scratch, ignore_errors=True)
         if self.config.compress.check_reload and self.accelerator.is_main_process:
@@ -138,56 +146,57 @@ class Chain:
             self._grow(branch.after, made, scratch)
 
     def _make(self, branch: Branch, source: Variant, scratch: Path) -> Variant:
-        name, step, key = branch.name, self.steps[branch.name], f"compress.steps.{branch.step}"
-        self._say(f"{name}: {type(step).__name__}")
-        reading = self.reading(source.model.tokenizer)
-        retrain = None if self.retrainer is None else partial(self.retrainer.retrain, name, branch.step)
-        corpus = Corpus(self.data.rows, reading.encode)
-        context = Context(reading.example, self.config.train, retrain, scratch, reading.calibration, corpus)
-        with located(key), enough_memory():
-            variant = step(source, context)
-        path = self.folder / name
-        if self.accelerator.is_main_process:
-            variant.model.save(path)
-        self.accelerator.wait_for_everyone()
-        loaded = self._measure(name, str(path), variant.notes, key).model
-        example = self.reading(variant.model.tokenizer).example.to(self.accelerator.device)
-        check_reloaded(variant.model, loaded, example, path)
+        name, key, path = branch.name, f"compress.steps.{branch.step}", self.folder / branch.name
+        kept = self.kept.get(name)
+        if kept is None:
+            variant = self._compute(branch, source, scratch)
+            if self.accelerator.is_main_process:
+                variant.model.save(path)
+            self.accelerator.wait_for_everyone()
+            loaded = self._load(str(path), key)
+            check_reloaded(variant.model, loaded, self._example(variant), path)
+            if self.accelerator.is_main_process:
+                self.shelf.write(name, variant)
+        else:
+            self._say(f"{name}: is there")
+            loaded = self._load(str(path), key)
+            masks = {weight: mask.to(self.accelerator.device) for weight, mask in kept.masks.items()}
+            variant = Variant(loaded, masks, kept.notes)
+            variant = _fork(variant) if branch.after else variant
+        self._measure(name, str(path), loaded, variant.notes, key)
         if self.config.compress.check_reload:
-            self.written[name] = remember(variant.model, example, path)
+            self.written[name] = remember(variant.model, self._example(variant), path)
         if "caution" in variant.notes:
             self._say(f"{name}: {variant.notes['caution']}")
         return variant
 
-    def _measure(self, name: str, path: str, notes: Mapping[str, Any], key: str) -> Measured:
-        model = load_model(path, self.task, key, self.data.labels, self.accelerator.device)
+    def _compute(self, branch: Branch, source: Variant, scratch: Path) -> Variant:
+        """Let a step work. What it draws by chance does not depend on what was done before."""
+        step, reading = self.steps[branch.name], self.reading(source.model.tokenizer)
+        self._say(f"{branch.name}: {type(step).__name__}")
+        retrain = None if self.retrainer is None else partial(self.retrainer.retrain, branch.name, branch.step)
+        corpus = Corpus(self.data.rows, reading.encode)
+        context = Context(reading.example, self.config.train, retrain, scratch, reading.calibration, corpus)
+        set_seed(self.config.train.seed)
+        fix = "lower compress.calibration_rows and compress.calibration_batch_size"
+        with located(f"compress.steps.{branch.step}"), enough_memory(fix):
+            return step(source, context)
+
+    def _example(self, variant: Variant) -> Batch:
+        return self.reading(variant.model.tokenizer).example.to(self.accelerator.device)
+
+    def _load(self, path: str, key: str) -> LiveModel | OnnxModel:
+        return load_model(path, self.task, key, self.data.labels, self.accelerator.device)
+
+    def _measure(self, name: str, path: str, model: LiveModel | OnnxModel, notes: Mapping[str, Any], key: str) -> None:
         rows = self.reading(model.tokenizer).evaluated
         outcome = evaluate(model, self.task, rows, self.config.evaluate.batch_size, self.accelerator)
         first = next(iter(self.measured.values()), None)
         if first is not None and rows is not first.rows:
-            outcome = self._comparable(outcome, model.tokenizer, first, key)
+            outcome = comparable(outcome, model.tokenizer, first, self.task, key)
         quality = self.task.best_metric
         self._say(f"{name}: {quality} {outcome.metrics[quality]:.4f}")
         self.measured[name] = Measured(path, model, rows, outcome, notes)
-        return self.measured[name]
-
-    def _comparable(self, outcome: Evaluation, tokenizer: Any, first: Measured, key: str) -> Evaluation:
-        """Write the tokens that a model with another vocabulary predicts as the first model's.
-
-        Raises:
-            UserError: If the texts are cut into other pieces, so that there is nothing to pair.
-        """
-        predicted, expected = (found.answers.get("prediction", []) for found in (outcome, first.outcome))
-        if len(predicted) != len(expected) or (
-            not self.task.adds_head and any(np.size(a) != np.size(b) for a, b in zip(predicted, expected, strict=True))
-        ):
-            what = "another vocabulary cuts the texts of the evaluation into other pieces, which cannot be compared"
-            raise UserError(what, where=key, fix="trim to the texts of the evaluation's split too (splits: null)")
-        if self.task.adds_head or not isinstance(predicted[0], np.ndarray):
-            return outcome
-        old = first.model.tokenizer.get_vocab()
-        numbers = np.array([old.get(token, -1) for token in tokenizer.convert_ids_to_tokens(range(len(tokenizer)))])
-        return replace(outcome, answers={**outcome.answers, "prediction": [numbers[ids] for ids in predicted]})
 
     def _say(self, text: str) -> None:
         if self.accelerator.is_main_process:

@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from accelerate import Accelerator
 
 from distillkit.commands.measures import (
@@ -27,6 +28,7 @@ from distillkit.commands.parts import Data, require_labels
 from distillkit.data.encode import Encoded, encode
 from distillkit.errors import UserError, did_you_mean
 from distillkit.evaluation.differences import most_different, shortened
+from distillkit.evaluation.evaluate import Evaluation
 from distillkit.evaluation.examples import Examples
 from distillkit.evaluation.resampling import Resampled, resample
 from distillkit.evaluation.vocabulary import Spread, spreads
@@ -44,25 +46,65 @@ DIFFERENCES = "differences.jsonl"
 SHOWN = 5  # examples of each model in the report; all are in differences.jsonl
 
 
-def encode_for(models: Mapping[str, AnyModel], data: Data, settings: EvaluateSettings, task: Task) -> Encoded:
-    """Encode the split once for all models, which must read the same token ids."""
-    (reference, first), *others = models.items()
-    for name, model in others:
-        if not same_vocabulary(model.tokenizer, first.tokenizer):
-            raise UserError(
-                f"'{name}' has another vocabulary than '{reference}'",
-                where=f"evaluate.models.{name}",
-                fix="evaluate it in a run of its own",
-            )
+def encode_for(
+    models: Mapping[str, AnyModel], data: Data, settings: EvaluateSettings, task: Task
+) -> dict[str, Encoded]:
+    """Encode the split for every model; models with the same vocabulary read the very same rows.
+
+    Raises:
+        UserError: If a model cuts texts into other tokens than the first, where it is tokens that are compared.
+    """
     require_labels(data.rows, settings.split, task, "the evaluation")
-    return cut(encode(data.rows, settings.split, task, first.tokenizer, data.labels), settings.limit)
+    found: list[tuple[Any, Encoded]] = []
+    rows = {}
+    for name, model in models.items():
+        known = next((encoded for tokenizer, encoded in found if same_vocabulary(tokenizer, model.tokenizer)), None)
+        if known is None:
+            encoded = encode(data.rows, settings.split, task, model.tokenizer, data.labels)
+            known = cut(encoded, settings.limit)
+            if found and not task.adds_head and not np.array_equal(known.lengths, found[0][1].lengths):
+                raise not_comparable(f"evaluate.models.{name}")
+            found.append((model.tokenizer, known))
+        rows[name] = known
+    return rows
+
+
+def not_comparable(key: str) -> UserError:
+    """Return the error of a model that reads other pieces of the texts than the first one."""
+    return UserError(
+        "another vocabulary cuts the texts of the evaluation into other pieces, which cannot be compared",
+        where=key,
+        fix="evaluate it in a run of its own; or trim to the texts of the evaluation's split too (splits: null)",
+    )
+
+
+def comparable(outcome: Evaluation, tokenizer: Any, first: Measured, task: Task, key: str) -> Evaluation:
+    """Make what a model with another vocabulary answered comparable with the first model's answers, item by item.
+
+    Tokens that it predicts are written as the first model's.
+
+    Raises:
+        UserError: If the texts are cut into other pieces, so that there is nothing to pair.
+    """
+    predicted, expected = (found.answers.get("prediction", []) for found in (outcome, first.outcome))
+    if len(predicted) != len(expected) or (
+        not task.adds_head and any(np.size(a) != np.size(b) for a, b in zip(predicted, expected, strict=True))
+    ):
+        raise not_comparable(key)
+    if task.adds_head or not isinstance(predicted[0], np.ndarray):
+        return outcome
+    old = first.model.tokenizer.get_vocab()
+    numbers = np.array([old.get(token, -1) for token in tokenizer.convert_ids_to_tokens(range(len(tokenizer)))])
+    return replace(outcome, answers={**outcome.answers, "prediction": [numbers[ids] for ids in predicted]})
 
 
 def cut(encoded: Encoded, limit: int | None) -> Encoded:
-    """Keep the first rows."""
-    if limit is None or limit >= len(encoded):
+    """Keep what was made of the first rows of the split, of those of which something was made."""
+    if limit is None:
         return encoded
-    return replace(encoded, rows=encoded.rows.select(range(limit)), lengths=encoded.lengths[:limit])
+    origins = encoded.origins
+    first = np.flatnonzero(origins <= np.unique(origins)[:limit][-1])
+    return replace(encoded, rows=encoded.rows.select(first), lengths=encoded.lengths[first])
 
 
 def check_settings(settings: EvaluateSettings) -> None:

@@ -15,7 +15,8 @@ from distillkit.build import build
 from distillkit.commands.chain import START, Chain
 from distillkit.commands.compare import check_settings as check_evaluate
 from distillkit.commands.compare import compare
-from distillkit.commands.folder import Standing, claim, standing
+from distillkit.commands.folder import CHOSEN, Standing, claim, standing
+from distillkit.commands.kept import RECORDS, Shelf, origin
 from distillkit.commands.parts import (
     announce,
     build_required,
@@ -32,9 +33,11 @@ from distillkit.commands.retraining import load_retrainer
 from distillkit.compression.budget import check_budget, choose, front, is_set
 from distillkit.compression.gradual import GradualPrune
 from distillkit.compression.grid import Branch, expand, paths
+from distillkit.compression.memory import enough_memory
 from distillkit.compression.retrain import Retrain, merge
 from distillkit.compression.variant import Kind, Step, check_chain
 from distillkit.errors import CheckFailed, UserError, located
+from distillkit.freeze import digest
 from distillkit.losses.objective import Objective
 from distillkit.models.codes import is_packed
 from distillkit.models.live import LiveModel, whole_or_nothing
@@ -45,8 +48,6 @@ from distillkit.reporting.files import read_report
 from distillkit.schema import Config
 from distillkit.tasks.base import Task
 from distillkit.training.settings import check_settings as check_train
-
-CHOSEN = "chosen"  # the folder of the variant that keeps the budget
 
 
 @dataclass(frozen=True)
@@ -86,12 +87,17 @@ def main(config: Config) -> dict[str, Any]:
     """
     plan = make_plan(config)
     state = standing(config, "compress")
-    folder = Path(config.output_dir)
+    folder = Path(config.output_dir) / "compressed"
     if state is Standing.finished:
-        notice(f"already finished: {folder / 'compressed'}")
-        report = read_report(folder)["compress"]
-        _settle(report, folder / "compressed")
+        notice(f"already finished: {folder}")
+        report = read_report(folder.parent)["compress"]
+        _settle(report, folder)
         return report
+    with enough_memory("lower evaluate.batch_size"):
+        return _make(config, plan, state, folder)
+
+
+def _make(config: Config, plan: Plan, state: Standing, folder: Path) -> dict[str, Any]:
     accelerator = make_accelerator(config, plan.objective if plan.trains else None)
     accelerator.wait_for_everyone()
     announce(config, "compress", accelerator)
@@ -105,20 +111,23 @@ def main(config: Config) -> dict[str, Any]:
     if plan.objective is not None and plan.trains:
         assert isinstance(start, LiveModel)  # check_chain: only float32 weights are retrained
         retrainer = load_retrainer(config, plan.task, plan.objective, plan.teacher, data, start, accelerator)
+    shelf = Shelf(folder, origin(digest(config, "compress"), start))
     if accelerator.is_main_process:
         claim(config, "compress", state)
-        shutil.rmtree(folder / "compressed" / CHOSEN, ignore_errors=True)
+        shutil.rmtree(folder / CHOSEN, ignore_errors=True)
+        if config.resume == "never":
+            shelf.forget()
     accelerator.wait_for_everyone()
-    chain = Chain(config, plan.task, data, plan.steps, retrainer, accelerator)
+    chain = Chain(config, plan.task, data, plan.steps, retrainer, accelerator, shelf)
     measured = chain.run(plan.branches, start)
 
     def conclude(report: dict[str, Any]) -> dict[str, Any]:
         return _conclusion(config, report, list(plan.steps))
 
-    report = compare(config, "compress", plan.task, data, measured, accelerator, folder / "compressed", conclude)
+    report = compare(config, "compress", plan.task, data, measured, accelerator, folder, conclude)
     finish(accelerator)
     if accelerator.is_main_process:
-        _settle(report, folder / "compressed")
+        _settle(report, folder)
     return report
 
 
@@ -204,11 +213,12 @@ def _conclusion(config: Config, report: dict[str, Any], variants: list[str]) -> 
 
 
 def _settle(report: Mapping[str, Any], folder: Path) -> None:
-    """Copy the chosen variant to its place.
+    """Copy the chosen variant to its place; nothing is left to go on from.
 
     Raises:
         CheckFailed: If no variant keeps the budget.
     """
+    shutil.rmtree(folder / RECORDS, ignore_errors=True)
     if "budget" not in report:
         return
     budget, target = report["budget"], folder / CHOSEN

@@ -7,7 +7,7 @@ from typing import Any
 
 from distillkit.build import build
 from distillkit.cache.store import is_store
-from distillkit.commands.compare import check_settings, compare, encode_for, show
+from distillkit.commands.compare import check_settings, comparable, compare, encode_for, show
 from distillkit.commands.folder import Standing, claim, standing
 from distillkit.commands.harness import check_harness, run_harness
 from distillkit.commands.measures import Measured
@@ -52,15 +52,18 @@ def main(config: Config) -> dict[str, Any]:
         name: load_model(path, task, f"evaluate.models.{name}", data.labels, accelerator.device)
         for name, path in settings.models.items()
     }
-    encoded = encode_for(models, data, settings, task)
+    rows = encode_for(models, data, settings, task)
     if accelerator.is_main_process:
         claim(config, "eval", Standing.unfinished if state is Standing.finished else state)
     measured: dict[str, Measured] = {}
     for name, model in models.items():
         if accelerator.is_main_process:
             notice(f"{name}: {settings.models[name]}")
-        outcome = evaluate(model, task, encoded, settings.batch_size, accelerator)
-        measured[name] = Measured(settings.models[name], model, encoded, outcome, {})
+        outcome = evaluate(model, task, rows[name], settings.batch_size, accelerator)
+        first = next(iter(measured.values()), None)
+        if first is not None and rows[name] is not first.rows:
+            outcome = comparable(outcome, model.tokenizer, first, task, f"evaluate.models.{name}")
+        measured[name] = Measured(settings.models[name], model, rows[name], outcome, {})
     report = compare(config, "eval", task, data, measured, accelerator, Path(config.output_dir))
     finish(accelerator)
     return report

@@ -18,6 +18,7 @@ WRITES = {
     "compress": ("compressed",),
 }
 
+CHOSEN = "chosen"  # below "compressed": the variant that keeps the budget
 LATER = {"generate-pseudo": ("generate.filters",)}  # keys of what is done last, to what is kept of the rest
 
 
@@ -59,6 +60,16 @@ def standing(config: Config, command: str) -> Standing:
         )
     done = read_report(frozen.parent).get(command, {}).get("digest") == digest(config, command)
     return Standing.finished if done else Standing.unfinished
+
+
+def settled(config: Config, command: str) -> bool:
+    """Tell whether nothing follows from a finished run's report: a missed budget is to be said, a choice to be copied.
+
+    Otherwise the command itself has to be started again, which does no more than that.
+    """
+    folder = Path(config.output_dir)
+    budget = read_report(folder)[command].get("budget")
+    return budget is None or (budget["chosen"] is not None and (folder / "compressed" / CHOSEN).is_dir())
 
 
 def claim(config: Config, command: str, state: Standing) -> None:

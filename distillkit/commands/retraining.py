@@ -151,7 +151,7 @@ def load_retrainer(
     cached = teacher if isinstance(teacher, CachedTeacher) and objective.needs_teacher else None
     if cached is not None:
         cached.check(task)
-        check_store(cached, tried, data, start.tokenizer)
+        check_store(cached, tried, data, task, start.tokenizer)
     train = encode_training(data.rows, task, start.tokenizer, data.labels)
     if cached is not None:
         assert isinstance(train, Encoded)  # streams were refused above

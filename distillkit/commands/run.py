@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from distillkit.build import check
-from distillkit.commands.folder import Standing, standing
+from distillkit.commands.folder import Standing, settled, standing
 from distillkit.errors import UserError
 from distillkit.freeze import StageJob
 from distillkit.launch import start
@@ -38,7 +38,7 @@ def main(config: Config, stages: dict[str, StageJob]) -> dict[str, Any]:
     started = time.monotonic()
     for number, (name, job) in enumerate(stages.items(), start=1):
         title = f"[{number}/{len(stages)}] {name} ({job.command})"
-        if states[name] is Standing.finished:
+        if states[name] is Standing.finished and settled(job.config, job.command):
             notice(f"{title}: finished, skipped")
             continue
         heading(title.replace("[", "\\["))

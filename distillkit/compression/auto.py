@@ -10,7 +10,7 @@ import torch
 
 from distillkit.compression.export import onnx_model
 from distillkit.compression.int8 import OnnxInt8
-from distillkit.compression.onnx_files import excluded, module_of, read_graphs
+from distillkit.compression.onnx_files import GraphFile, modules_of, modules_of_node, read_graphs
 from distillkit.compression.variant import Context, Variant
 from distillkit.data.batches import by_length
 from distillkit.data.encode import Encoded
@@ -56,6 +56,7 @@ class AutoInt8(OnnxInt8):
         self.allowed = max_quality_drop
         self.split = split
         self.rows = rows
+        self.left: list[str] = []
 
     def __call__(self, variant: Variant, context: Context) -> Variant:
         """Search."""
@@ -67,7 +68,7 @@ class AutoInt8(OnnxInt8):
         expected = quality(source, rows, self.rows)
 
         def drop(left: list[str]) -> float:
-            self.exclude = left
+            self.left = left
             made = self.make(source, context)
             return sign * (expected - quality(made, rows, self.rows))
 
@@ -83,39 +84,40 @@ class AutoInt8(OnnxInt8):
                     where="max_quality_drop",
                     fix="raise it, or distil with compress=qat_int8",
                 )
-            lost = drop(_patterns(left))
+            lost = drop(left)
             notice(f"{len(left)} of {len(groups)} parts in float: {best} {sign * -lost:+.4f}")
             if lost <= self.allowed:
                 break
         made = super().__call__(Variant(source), context)
         return Variant(made.model, notes={**made.notes, "in_float": left, "quality_drop": lost})
 
+    def kept(self, graphs: list[GraphFile]) -> set[str]:
+        """Return the modules that stay in float."""
+        return super().kept(graphs) | {module for module in modules_of(graphs) if _group(module) in self.left}
+
     def _by_cost(self, groups: list[str], drop: Callable[[list[str]], float]) -> list[str]:
         """Order the groups by what it costs to quantise them and nothing else, the costliest first."""
-        cost = {}
-        for group in groups:
-            others = [other for other in groups if other != group]
-            cost[group] = drop(_patterns(others))
+        cost = {group: drop([other for other in groups if other != group]) for group in groups}
         return sorted(groups, key=lambda group: -cost[group])
 
 
 def groups_of(model: OnnxModel) -> list[str]:
     """Return what is quantised or left out as a whole: layers, and modules outside of layers."""
     graphs = read_graphs(model.folder)
-    modules = excluded(graphs, ["*"])
     constants = {file.name: {tensor.name for tensor in file.model.graph.initializer} for file in graphs}
     weighty = {
-        module_of(node)
+        module
         for file in graphs
         for node in file.model.graph.node
         if node.op_type in ("MatMul", "Gemm", "Gather") and set(node.input) & constants[file.name]
+        for module in modules_of_node(node)
     }
-    names = sorted(modules & weighty)
-    return list(dict.fromkeys(found[0] if (found := GROUP.match(name)) else name for name in names))
+    return list(dict.fromkeys(_group(name) for name in sorted(weighty)))
 
 
-def _patterns(groups: list[str]) -> list[str]:
-    return [pattern for group in groups for pattern in ((f"{group}.*",) if GROUP.fullmatch(group) else (group,))]
+def _group(module: str) -> str:
+    found = GROUP.match(module)
+    return module if found is None else found[0]
 
 
 @torch.no_grad()

@@ -16,12 +16,14 @@ from torch import Tensor
 
 from distillkit.compression.cast import cast
 from distillkit.compression.graphs import Part, parts_of, writes
+from distillkit.compression.memory import is_short
+from distillkit.compression.onnx_join import join
 from distillkit.compression.variant import Context, Kind, Step, Variant
 from distillkit.errors import UserError
 from distillkit.models.anatomy import decoder_start
 from distillkit.models.graph import Tensors, as_past, require_onnx
 from distillkit.models.live import LiveModel
-from distillkit.models.onnx import MODULE, NONZEROS, PARAMETERS, OnnxModel
+from distillkit.models.onnx import FRAGILE, MODULE, NONZEROS, PARAMETERS, OnnxModel
 from distillkit.signals import Batch
 
 SCOPES = "pkg.torch.onnx.name_scopes"  # the exporter's list of the modules around a node, and the operator
@@ -67,15 +69,19 @@ def export(live: LiveModel, example: Batch, folder: Path, cache: bool = True) ->
     model = live.model.eval().cpu()
     cast(model, torch.float32)
     counts = {PARAMETERS: str(live.count_parameters()), NONZEROS: str(live.count_nonzeros())}
+    facts = counts | {FRAGILE: " ".join(sorted(model._keep_in_fp32_modules))}
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with quiet(), torch.no_grad():
+        with quiet(), torch.no_grad(), plain_attention(model):
             for part in parts_of(live, example, cache):
                 program = _traced(part)
-                program.model.metadata_props.update(counts)
+                program.model.metadata_props.update(facts)
                 tidy(program.model.graph)
+                join(program.model.graph)
                 program.save(folder / part.file)
     except (torch.onnx.OnnxExporterError, AttributeError, TypeError) as error:
+        if is_short(error):
+            raise MemoryError from error
         reason = (str(error.__cause__ or error).strip().splitlines() or [type(error).__name__])[0]
         fix = "set cache=false in this step" if cache and writes(live) else None
         raise UserError(f"cannot export {type(model).__name__} to ONNX: {reason}", fix=fix) from error
@@ -83,6 +89,20 @@ def export(live: LiveModel, example: Batch, folder: Path, cache: bool = True) ->
     live.tokenizer.save_pretrained(folder)
     if writes(live):
         _written(model).save_pretrained(folder)
+
+
+@contextmanager
+def plain_attention(model: Any) -> Iterator[None]:
+    """Write attention as its products and softmax: PyTorch's fused operator becomes three times as many nodes."""
+    usual = model.config._attn_implementation
+    if usual != "sdpa":
+        yield
+        return
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(usual)
 
 
 def _traced(part: Part) -> Any:

@@ -41,7 +41,9 @@ def _transformers(entry: dict[str, Any], inputs: dict[str, torch.Tensor]) -> dic
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
-    model = getattr(transformers, entry["loader"]).from_pretrained(entry["folder"], dtype="auto").eval()
+    gguf = next((path.name for path in Path(entry["folder"]).glob("*.gguf")), None)
+    load = getattr(transformers, entry["loader"]).from_pretrained
+    model = load(entry["folder"], dtype="auto", gguf_file=gguf).eval()
     outputs = model(**inputs)
     return {name: outputs[name] for name in entry["outputs"]}
 

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from distillkit.compression.activations import tokens
+from distillkit.compression.replay import Replay
 from distillkit.compression.rounding import Grid, rounded
-from distillkit.models.live import LiveModel
 from distillkit.signals import Batch
 
 DAMPING = 0.01  # of the mean of the diagonal, added to it
 BLOCK = 128  # inputs that are settled before the rest is updated
-
-
-class _Enough(Exception):
-    """Every module has been seen."""
 
 
 def compensated(weight: Tensor, product: Tensor, scale: Tensor, grid: Grid) -> Tensor:
@@ -59,26 +54,15 @@ def compensated(weight: Tensor, product: Tensor, scale: Tensor, grid: Grid) -> T
     return settled[:, order.argsort()].to(weight.dtype)
 
 
-@torch.no_grad()
-def input_products(live: LiveModel, batches: Iterable[Batch], modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+def input_products(replay: Replay, modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
     """Run a model as far as some linear layers and return XᵀX of what each of them gets, over all tokens: float64."""
     found: dict[str, Tensor] = {}
-    inside = set(map(id, live.model.get_decoder().modules())) if live.model.config.is_encoder_decoder else set()
-    for batch in batches:
-        placed, seen = batch.to(live.device), set()
+    model = replay.live.model
+    inside = set(map(id, model.get_decoder().modules())) if model.config.is_encoder_decoder else set()
 
-        def look(name: str, module: nn.Module, inputs: Tensor) -> None:
-            values = tokens(inputs, placed, id(module) in inside).double()  # noqa: B023
-            found[name] = found.get(name, 0) + values.T @ values
-            seen.add(name)  # noqa: B023
-            if len(seen) == len(modules):  # noqa: B023
-                raise _Enough
+    def look(name: str, inputs: Tensor, batch: Batch) -> None:
+        values = tokens(inputs, batch, id(modules[name]) in inside).double()
+        found[name] = found.get(name, 0) + values.T @ values
 
-        with ExitStack() as hooks, suppress(_Enough):
-            for name, module in modules.items():
-                handle = module.register_forward_pre_hook(
-                    lambda module, inputs, name=name: look(name, module, inputs[0])
-                )
-                hooks.callback(handle.remove)
-            live.eval()(placed)
+    replay.run(look, modules)
     return found

@@ -20,10 +20,11 @@ from distillkit.compression.masks import (
     share_masks,
     sparsity_notes,
 )
-from distillkit.compression.variant import Context, Masks, Step, Variant, matching, torch_model
+from distillkit.compression.variant import Context, Masks, Step, Variant, torch_model
 from distillkit.errors import UserError
 from distillkit.models.levels import layer_stacks
 from distillkit.models.live import LiveModel
+from distillkit.models.names import matching
 from distillkit.models.onnx import OnnxModel
 
 CAUTION = "zeros are stored and multiplied like any other number: neither size nor speed changes"

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -31,7 +30,7 @@ class Kind(StrEnum):
     half = "half"
     onnx = "onnx"
     int8 = "int8"
-    packed = "packed"  # a compressed-tensors folder
+    packed = "packed"  # a compressed-tensors folder, or a GGUF file
 
 
 TORCH = frozenset({Kind.float32, Kind.half})
@@ -178,19 +177,3 @@ def torch_model(variant: Variant) -> LiveModel:
     if isinstance(variant.model, LiveModel):
         return variant.model
     raise UserError("this step needs PyTorch weights, and gets an ONNX model")
-
-
-def matching(names: Iterable[str], patterns: list[str], key: str) -> set[str]:
-    """Return the module names that match one of the shell-style patterns, such as "*.attention.*".
-
-    Raises:
-        UserError: If a pattern matches nothing.
-    """
-    everything, matched = list(names), set()
-    for pattern in patterns:
-        hits = [name for name in everything if fnmatchcase(name, pattern)]
-        if not hits:
-            examples = ", ".join(name for name in everything[-3:])
-            raise UserError(f"no module matches '{pattern}'", where=key, fix=f"there are, for example, {examples}")
-        matched.update(hits)
-    return matched

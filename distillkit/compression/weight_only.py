@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from distillkit.compression.gptq import compensated, input_products
 from distillkit.compression.prune import prunable
+from distillkit.compression.replay import Replay, layer_of
 from distillkit.compression.rounding import Grid, rounded, scales
 from distillkit.compression.variant import Context, Kind, Step, Variant, torch_model
 from distillkit.errors import UserError, did_you_mean
@@ -25,7 +25,6 @@ from distillkit.signals import Batch
 BITS = (4, 8)
 METHODS = ("gptq", "nearest")
 CAUTION = "smaller on disk; transformers compute in float, no faster than before: vLLM has kernels for it"
-LAYER = re.compile(r"^.*?\.\d+(?=\.)")  # "model.layers.3" of "model.layers.3.mlp.up_proj"
 
 
 class WeightOnly(Step):
@@ -102,9 +101,10 @@ def round_weights(
         The scales, `[outputs, groups]` of each module.
     """
     found: dict[str, Tensor] = {}
-    for layer in dict.fromkeys(_layer(name) for name in modules):
-        here = {name: module for name, module in modules.items() if _layer(name) == layer}
-        products = input_products(live, batches, here) if batches else {}
+    replay = Replay(live, batches)
+    for layer in dict.fromkeys(layer_of(name) for name in modules):
+        here = {name: module for name, module in modules.items() if layer_of(name) == layer}
+        products = input_products(replay, here) if replay.batches else {}
         for name, module in here.items():
             weight, product = module.weight.float(), products.get(name)
             width = grid.width(module.in_features, name)
@@ -114,12 +114,8 @@ def round_weights(
             nearest = rounded(weight, scale, grid)
             better = nearest if product is None else compensated(weight, product, scale, grid)
             module.weight.copy_(better)
+        replay.finish(layer)
     return found
-
-
-def _layer(name: str) -> str:
-    found = LAYER.match(name)
-    return name if found is None else found[0]
 
 
 def write(live: LiveModel, folder: Path, grid: Grid, chosen: dict[str, Tensor]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from huggingface_hub import try_to_load_from_cache
 
-WEIGHTS = ("*.safetensors", "*.onnx", "*.onnx.data")
+WEIGHTS = ("*.safetensors", "*.onnx", "*.onnx.data", "*.gguf")
 
 
 PIECE = 1 << 20  # bytes that are compressed at a time

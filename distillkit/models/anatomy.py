@@ -62,6 +62,15 @@ def decoder_depth(config: Any) -> tuple[str, int] | None:
     return name, getattr(config, name)
 
 
+def agree_on_depth(config: Any) -> None:
+    """Say the depth of a T5-like decoder under the name by which transformers make room for its keys and values.
+
+    Without it, they take the encoder's, and a deeper decoder cannot write.
+    """
+    if config.attribute_map.get("num_hidden_layers") == "num_layers" and config.is_encoder_decoder:
+        config.decoder_layers = config.num_decoder_layers
+
+
 def decoder_start(model: Any) -> int:
     """Return the token that a model's decoder begins with."""
     start = getattr(model.generation_config, "decoder_start_token_id", None)

@@ -52,7 +52,7 @@ class Graph:
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
-        options.log_severity_level = 3  # errors
+        options.log_severity_level = 4  # errors are raised
         options.add_session_config_entry("session.force_spinning_stop", "1")  # idle threads leave the cores to others
         available = onnxruntime.get_available_providers()
         providers = [provider for provider in PROVIDERS if provider in available]

@@ -22,6 +22,7 @@ from distillkit.tasks.base import Task
 GRAPH = "model.onnx"  # beside it config.json, the tokenizer's files and, above 2 GB, model.onnx.data
 ENCODER, DECODER = "encoder_model.onnx", "decoder_model.onnx"  # in place of it, of an encoder-decoder
 PARAMETERS, NONZEROS = "distillkit.parameters", "distillkit.nonzeros"  # keys in the metadata of the (decoder's) graph
+FRAGILE = "distillkit.fragile"  # likewise: names of modules that transformers keep in float32, with spaces between
 MODULE = "distillkit.module"  # key in a node's metadata: the transformers module that it came from
 
 

@@ -1,4 +1,4 @@
-"""A model whose weights lie in a compressed-tensors folder as codes of few bits, and are floats while it runs."""
+"""A model whose weights lie in a folder as codes of few bits (compressed-tensors, GGUF), and are floats in memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from distillkit.tasks.base import Task
 
 
 class PackedModel(LiveModel):
-    """A model that was loaded from a compressed-tensors folder, which `save` copies."""
+    """A model that was loaded from such a folder, which `save` copies."""
 
     folder: Path
 

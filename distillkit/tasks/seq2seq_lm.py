@@ -13,7 +13,7 @@ from transformers import AutoModelForSeq2SeqLM
 from distillkit.errors import UserError
 from distillkit.metrics.likelihood import likelihood_metrics
 from distillkit.metrics.text import TextMetrics
-from distillkit.models.anatomy import decoder_start
+from distillkit.models.anatomy import agree_on_depth, decoder_start
 from distillkit.models.head import head_signal
 from distillkit.models.live import LiveModel
 from distillkit.models.onnx import OnnxModel
@@ -85,6 +85,7 @@ class Seq2SeqLM(Task):
         """Refuse a model that has no decoder, or one with too few positions."""
         if not config.is_encoder_decoder:
             raise UserError(f"{config.model_type} is no encoder-decoder", where=key)
+        agree_on_depth(config)
         positions = getattr(config, "max_position_embeddings", None)
         for name, value in (("max_target_length", self.max_target_length), ("max_new_tokens", self.longest)):
             if positions is not None and value > positions:

@@ -20,7 +20,7 @@ from transformers import (
 
 from distillkit.compression.cast import Cast
 from distillkit.compression.masks import hold, revived, smallest_masks
-from distillkit.compression.prune import MagnitudePrune
+from distillkit.compression.prune import MagnitudePrune, prunable
 from distillkit.compression.retrain import Retrain
 from distillkit.compression.variant import Context, Kind, Step, Variant, check_chain
 from distillkit.errors import UserError
@@ -146,6 +146,8 @@ def test_excluded_modules_are_left_alone_and_a_pattern_without_match_is_refused(
     assert all(".layer.1." in name for name in pruned.masks)
     with pytest.raises(UserError, match=r"'\*\.layer\.7\.\*'"):
         MagnitudePrune(sparsity=0.5, exclude=["*.layer.7.*"])(Variant(live), context(live, tmp_path))
+    names = set(prunable(live.model, ["*.layer.0"]))
+    assert names == set(prunable(live.model, ["*.layer.0.*"])) < set(prunable(live.model, []))
 
 
 def test_pruning_again_reaches_the_new_target_and_keeps_the_old_zeros(tmp_path):

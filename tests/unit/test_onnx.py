@@ -107,6 +107,9 @@ def test_int8_is_smaller_answers_nearly_alike_and_loads_again(name, tmp_path):
     expected, got = answer(live, question), answer(variant.model, question)
     assert (got - expected).norm() < 0.1 * expected.norm()
     assert not torch.equal(got, expected)
+    matrices = sum(parameter.numel() for parameter in live.model.parameters() if parameter.dim() == 2)
+    sizes = weights(tmp_path / "int8")
+    assert sizes.get("INT8", 0) + sizes.get("UINT8", 0) == pytest.approx(matrices, rel=0.03)  # a tied head once
 
     variant.model.save(tmp_path / "int8 saved")
     again = OnnxModel.load(tmp_path / "int8 saved", live.task)
@@ -204,6 +207,25 @@ def test_an_architecture_that_cannot_be_exported_is_refused_in_one_line(tmp_path
     with pytest.raises(UserError, match="cannot export BertForSequenceClassification to ONNX") as refused:
         OnnxFloat()(Variant(live), context(live, tmp_path))
     assert "\n" not in str(refused.value)
+    assert len(str(refused.value)) < 300
+
+
+@torch.library.custom_op("distillkit_tests::strange", mutates_args=())
+def strange(values: torch.Tensor) -> torch.Tensor:
+    return values * 2
+
+
+@strange.register_fake
+def _(values: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(values)
+
+
+def test_an_operator_that_onnx_does_not_know_is_named_in_one_line(tmp_path, monkeypatch):
+    live = live_model("bert")
+    forward = live.model.classifier.forward
+    monkeypatch.setattr(live.model.classifier, "forward", lambda values: forward(strange(values)))
+    with pytest.raises(UserError, match=r"^cannot export BertForSequenceClassification to ONNX: .*strange") as refused:
+        OnnxFloat()(Variant(live), context(live, tmp_path))
     assert len(str(refused.value)) < 300
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from transformers import (
 from distillkit.compression.calibration import Calibration
 from distillkit.compression.export import OnnxFloat
 from distillkit.compression.int8 import OnnxInt8
+from distillkit.compression.qat import rounding
 from distillkit.compression.variant import Context, Variant
 from distillkit.errors import UserError
 from distillkit.models.live import LiveModel
@@ -57,6 +59,7 @@ ENCODER_DECODERS = {
         )
     ),
 }
+TWICE = 2.0  # of what rounding alone costs
 TEXTS = ["some text", "and a longer text", "z"]
 
 
@@ -97,11 +100,17 @@ def padded_left(question: Batch) -> dict[str, torch.Tensor]:
     return {"input_ids": question.inputs["input_ids"].flip(1) * mask + (1 - mask), "attention_mask": mask}
 
 
+@pytest.fixture(scope="module", params=[*DECODERS, *ENCODER_DECODERS])
+def exported_one(request, tmp_path_factory) -> tuple[str, LiveModel, OnnxModel]:
+    """Return a name, its model, and its export."""
+    live = live_model(request.param)
+    folder = tmp_path_factory.mktemp(request.param)
+    return request.param, live, OnnxFloat()(Variant(live), context(live, folder)).model
+
+
 @pytest.mark.parametrize("beams", [1, 3])
-@pytest.mark.parametrize("name", [*DECODERS, *ENCODER_DECODERS])
-def test_an_export_writes_what_transformers_write(name, beams, tmp_path):
-    live = live_model(name)
-    exported = OnnxFloat()(Variant(live), context(live, tmp_path)).model
+def test_an_export_writes_what_transformers_write(exported_one, beams):
+    name, live, exported = exported_one
     assert exported.graph.caches
     question = batch(live, [f"number {n}" * n for n in range(1, 4)])
     names = ("input_ids", "attention_mask")
@@ -109,7 +118,9 @@ def test_an_export_writes_what_transformers_write(name, beams, tmp_path):
     how = {"max_new_tokens": 12, "num_beams": beams, "do_sample": False, "pad_token_id": 1}
     expected, written = live.model.generate(**inputs, **how), exported.writer.generate(**inputs, **how)
     assert torch.equal(written, expected)
-    assert len(expected.unique()) > 4
+    rows = (expected[:, inputs["input_ids"].shape[1] :] if name in DECODERS else expected).tolist()
+    assert len({tuple(row) for row in rows}) == len(rows)
+    assert max(len(set(row)) for row in rows) >= 4
 
 
 @pytest.mark.parametrize("name", ENCODER_DECODERS)
@@ -122,7 +133,7 @@ def test_an_encoder_decoder_answers_alike_and_its_int8_loads_again(name, tmp_pat
     assert floating.model.count_parameters() == live.count_parameters()
 
     small = OnnxInt8()(floating, context(live, tmp_path)).model
-    assert (answer(small, question) - expected).norm() < 0.1 * expected.norm()
+    assert (answer(small, question) - expected).norm() < TWICE * rounding_error(live, question, expected)
     small.save(tmp_path / "saved")
     assert is_onnx(str(tmp_path / "saved"))
     again = OnnxModel.load(tmp_path / "saved", live.task)
@@ -132,10 +143,48 @@ def test_an_encoder_decoder_answers_alike_and_its_int8_loads_again(name, tmp_pat
     )
 
 
-@pytest.mark.parametrize("name", ENCODER_DECODERS)
-def test_the_task_lets_an_export_write_its_texts(name, tmp_path):
-    live = live_model(name)
-    exported = OnnxFloat()(Variant(live), context(live, tmp_path)).model
+def rounding_error(live: LiveModel, question: Batch, expected: torch.Tensor) -> torch.Tensor:
+    """What int8 costs at best: one scale for an embedding, for an output of a linear map, for a token of its input."""
+    small = LiveModel(copy.deepcopy(live.model), live.tokenizer, live.task)
+    with torch.no_grad():
+        for module in small.model.modules():
+            if isinstance(module, torch.nn.Embedding):
+                step = module.weight.abs().max() / 127
+                module.weight.copy_((module.weight / step).round() * step)
+    linear = {name: module for name, module in small.model.named_modules() if isinstance(module, torch.nn.Linear)}
+    with rounding(linear, 8, 8):
+        return (answer(small, question) - expected).norm()
+
+
+def test_outliers_between_t5s_feed_forward_layers_stay_in_float_or_are_smoothed(tmp_path):
+    """Three units of each layer are 300 times as large, and are read with as much less: the model stays the same."""
+    live = live_model("t5", scale=1.0)
+    question = batch(live, TEXTS)
+    expected = answer(live, question)
+    least = rounding_error(live, question, expected)
+    with torch.no_grad():
+        for name, module in live.model.named_modules():
+            if name.endswith("DenseReluDense"):
+                module.wi.weight[:3] *= 300
+                module.wo.weight[:, :3] /= 300
+    torch.testing.assert_close(answer(live, question), expected, atol=1e-5, rtol=1e-4)
+    rows = Calibration(lambda: _Rows(live, TEXTS * 4), rows=8, batch_size=4)
+    setting = Context(batch(live, TEXTS), TrainSettings(), None, tmp_path, rows)
+    floating = OnnxFloat()(Variant(live), setting)
+
+    def lost(**arguments) -> float:
+        variant = OnnxInt8(**arguments)(floating, setting)
+        assert ("wo stays in float" in variant.notes.get("caution", "")) == (not arguments)
+        return float((answer(variant.model, question) - expected).norm() / least)
+
+    assert lost(exclude=[]) > 10
+    assert lost() < TWICE
+    assert lost(smooth=0.5) < TWICE
+
+
+@pytest.mark.parametrize("exported_one", ENCODER_DECODERS, indirect=True)
+def test_the_task_lets_an_export_write_its_texts(exported_one):
+    _, live, exported = exported_one
     question = batch(live, TEXTS)
     assert live.task.answer(exported, question)["text"] == live.task.answer(live, question)["text"]
 

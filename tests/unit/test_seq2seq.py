@@ -31,6 +31,7 @@ from distillkit.losses.objective import Objective
 from distillkit.losses.task import CrossEntropy
 from distillkit.models.anatomy import decoder_start, shape_of
 from distillkit.models.live import LiveModel
+from distillkit.models.load import load_live
 from distillkit.models.students import FromConfig, FromTeacher, copy_layers
 from distillkit.models.teachers import FrozenModel
 from distillkit.models.tokenizers import ByteLevelBPE
@@ -195,6 +196,20 @@ def test_evaluation_does_not_depend_on_the_batch_size(data):
     found = [evaluate(live, live.task, data, size, accelerator()).metrics for size in (1, 5, 24)]
     assert found[1] == pytest.approx(found[0], rel=1e-5)
     assert found[2] == pytest.approx(found[0], rel=1e-5)
+
+
+def test_a_deeper_decoder_that_others_have_saved_writes(tmp_path):
+    stock = live_model("t5", encoder=1, decoder=3)
+    stock.save(tmp_path / "model")
+    live = load_live(str(tmp_path / "model"), stock.task, "model").eval()
+    batch = collate(live.task)
+    with torch.no_grad():
+        texts = live.task.answer(live, batch)["text"]
+        written = stock.model.eval().generate(
+            **{name: batch.inputs[name] for name in ("input_ids", "attention_mask")},
+            **{"num_beams": 2, "max_new_tokens": 8, "do_sample": False, "use_cache": False},
+        )
+    assert texts == TOKENIZER.batch_decode(written, skip_special_tokens=True)
 
 
 @pytest.mark.parametrize("kind", ["t5", "bart", "marian"])

@@ -114,6 +114,18 @@ def test_encoder_and_decoder_are_cut_apart(tmp_path):
     assert (small.model.config.num_layers, small.model.config.num_decoder_layers) == (3, 1)
 
 
+@pytest.mark.parametrize("beams", [1, 3])
+def test_a_decoder_deeper_than_its_encoder_writes_in_stock_transformers(beams, tmp_path):
+    """With keys and values kept as without, where each token is written from the whole text before it."""
+    live = family("t5")
+    small = reloaded(applied(DropLayers([0], decoder_keep=[0, 1, 3]), live, tmp_path), tmp_path)
+    ids = batch(small).inputs["input_ids"][:1, :6]
+    how = {"max_new_tokens": 8, "num_beams": beams, "do_sample": False}
+    kept, whole = (small.model.generate(ids, use_cache=use, **how) for use in (True, False))
+    assert torch.equal(kept, whole)
+    assert len(kept[0].unique()) > 2
+
+
 @pytest.mark.parametrize("name", ["bert", "llama"])
 def test_units_that_nothing_reads_go_and_cost_nothing(name, tmp_path):
     live = family(name)

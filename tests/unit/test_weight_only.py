@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -20,6 +22,7 @@ from transformers import (
 
 from distillkit.compression.calibration import Calibration
 from distillkit.compression.gptq import compensated, input_products
+from distillkit.compression.replay import Replay
 from distillkit.compression.rounding import Grid, rounded, scales
 from distillkit.compression.variant import Context, Variant
 from distillkit.compression.weight_only import WeightOnly
@@ -156,7 +159,7 @@ def test_products_leave_padding_out():
     live(question)
     handle.remove()
     values = seen[0][question.inputs["attention_mask"].bool()].double()
-    found = input_products(live, [question, question], {"here": module})["here"]
+    found = input_products(Replay(live, [question, question]), {"here": module})["here"]
     torch.testing.assert_close(found, 2 * values.T @ values)
 
 
@@ -169,6 +172,9 @@ def test_products_leave_padding_out():
 def test_a_packed_folder_loads_in_plain_transformers_and_here(name, auto, bits, group, share, method, tmp_path):
     live = live_model(name)
     setting, parameters, before = context(live, tmp_path), live.count_parameters(), linear_weights(live.model)
+    products = input_products(
+        Replay(live, setting.calibration.batches), {n: live.model.get_submodule(n) for n in before}
+    )
     expected = answer(live, setting.example)
     variant = WeightOnly(bits, group, method)(Variant(live), setting)
     got = answer(variant.model, setting.example)
@@ -184,9 +190,27 @@ def test_a_packed_folder_loads_in_plain_transformers_and_here(name, auto, bits, 
     again = load_live(str(tmp_path / "saved"), live.task, "model", dtype="auto").eval()
     assert torch.equal(answer(again, setting.example), got)
     assert again.count_parameters() == parameters
-    for module, weight in linear_weights(again.model).items():
-        assert len(weight[0].unique()) <= 2**bits * (1 if group is None else weight.shape[1] // group)
-        torch.testing.assert_close(weight, before[module], atol=0.04, rtol=0)
+    stored = load_file(tmp_path / "saved" / "model.safetensors")
+    after, nearest = linear_weights(again.model), {}
+    for module, weight in after.items():
+        groups = before[module].view(len(weight), -1, group or weight.shape[1])
+        scale = stored[f"{module}.weight_scale"].unsqueeze(-1)
+        assert (scale <= 1.0001 * groups.abs().amax(dim=-1, keepdim=True) / (2 ** (bits - 1) - 1)).all()
+        codes = (groups / scale).round().clamp(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+        nearest[module] = (codes * scale).view_as(weight)
+        found = weight.view_as(groups) / scale
+        torch.testing.assert_close(found, found.round(), atol=1e-3, rtol=0)
+        assert found.round().min() >= -(2 ** (bits - 1))
+        assert found.round().max() <= 2 ** (bits - 1) - 1
+        if method == "nearest":
+            torch.testing.assert_close(weight, nearest[module], atol=1e-6, rtol=1e-5)
+    if method == "gptq":  # not each weight is as near, but what the first layer answers to the calibration rows is
+        first = {module: product for module, product in products.items() if re.search(r"\.layers?\.0\.", module)}
+        lost = [
+            sum(float(((e := (weights[m] - before[m]).double()) @ h * e).sum()) for m, h in first.items())
+            for weights in (after, nearest)
+        ]
+        assert lost[0] < (0.9 if bits == 4 else 1.0) * lost[1]
     kept = json.loads((tmp_path / "saved/config.json").read_text())["quantization_config"]
     assert kept["format"] == "pack-quantized"
 
