@@ -37,3 +37,8 @@ class ModelShape:
     key_value_heads: int
     head_width: int
     causal: bool = False
+
+
+def at_layers(name: str) -> bool:
+    """Tell whether a feature is what goes into or comes out of layers, not something inside of them."""
+    return name == "embeddings" or (name.startswith("layers.") and name.endswith(".hidden"))

@@ -21,7 +21,9 @@ import yaml
 from distillkit.errors import UserError, report
 from distillkit.freeze import freeze
 from distillkit.schema import Config, LaunchSettings
-from distillkit.worker import COMPLAINT, run
+from distillkit.worker import COMPLAINT, RESTARTS, run
+
+ASKED = (128 + signal.SIGINT, 128 + signal.SIGTERM)  # exit codes of a run that was asked to end
 
 
 def start(command: str, config: Config, *stages: Any) -> dict[str, Any] | None:
@@ -96,17 +98,24 @@ def agent_command(settings: LaunchSettings, folder: Path, work: list[str]) -> li
 def _spawn(command: str, config: Config, folder: Path) -> None:
     frozen = folder / f"{command}.yaml"
     frozen.write_text(freeze(config), encoding="utf-8")
-    code = _wait(agent_command(config.launch, folder, ["distillkit.worker", command, str(frozen)]))
-    complaint = folder / COMPLAINT
-    if complaint.exists():
-        raise UserError(complaint.read_text(encoding="utf-8"))
+    argv, most = agent_command(config.launch, folder, ["distillkit.worker", command, str(frozen)]), config.launch
+    for restarts in range(most.max_restarts + 1):
+        code = _wait(argv, restarts)
+        complaint = folder / COMPLAINT
+        if complaint.exists():
+            raise UserError(complaint.read_text(encoding="utf-8"))
+        if code in (0, *ASKED):
+            break
+        if restarts < most.max_restarts:
+            print(f"distillkit: starting again, {restarts + 1} of {most.max_restarts} times", file=sys.stderr)
     if code:
         raise SystemExit(code)
 
 
-def _wait(argv: list[str]) -> int:
+def _wait(argv: list[str], restarts: int) -> int:
     """Run the agent in a session of its own; when this process ends, however it ends, the closed pipe tells it."""
-    process = subprocess.Popen(argv, stdin=subprocess.PIPE, start_new_session=True)
+    env = {**os.environ, RESTARTS: str(restarts)}
+    process = subprocess.Popen(argv, stdin=subprocess.PIPE, start_new_session=True, env=env)
     assert process.stdin is not None
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:

@@ -29,6 +29,20 @@ class Schedule(StrEnum):
     cosine = "cosine"
 
 
+class Optimizer(StrEnum):
+    """What changes the weights."""
+
+    adamw = "adamw"
+    adamw_8bit = "adamw_8bit"  # its state in 8 bits (bitsandbytes)
+
+
+class Engine(StrEnum):
+    """How several processes hold what is trained."""
+
+    ddp = "ddp"  # each the whole of it
+    fsdp = "fsdp"  # each a share of weights, gradients and optimiser state (torch's FSDP 2)
+
+
 @dataclass
 class LoraSettings:
     """Low-rank adapters beside the linear maps of the student's layers, merged into them in the end."""
@@ -56,6 +70,7 @@ class TrainSettings:
     freeze: Any = None  # N: the embeddings and the lowest N layers; a name pattern; a list of these
     unfreeze: float | None = None  # thaw from the top down: below 1: within this share of all steps; from 1: steps
     lora: LoraSettings = field(default_factory=LoraSettings)
+    optimizer: Optimizer = Optimizer.adamw
     weight_decay: float = 0.01  # never on norms and biases
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     epsilon: float = 1e-8
@@ -65,6 +80,8 @@ class TrainSettings:
     max_grad_norm: float | None = 1.0
     max_nonfinite_steps: int = 5  # skipped in a row, since their loss or gradient is not finite, before the run ends
     precision: Precision = Precision.no
+    activation_checkpointing: bool = False  # compute a layer's activations again in the backward pass
+    compile: bool = False  # the student's layers, with torch.compile
     group_by_length: bool = True
     evaluate_every: int | None = None  # steps; null: at the end of each epoch, at most 10 times
     evaluate_batch_size: int = 64
@@ -74,6 +91,7 @@ class TrainSettings:
     min_delta: float = 0.0  # by more than this is better, to patience
     checkpoint_every: int | None = 500  # steps; null: never
     keep_checkpoints: int = 2
+    async_checkpoint: bool = False  # write checkpoints while training goes on; takes a copy of what is written
     log_every: int = 10
 
 
@@ -130,11 +148,14 @@ class CompressSettings:
 class LaunchSettings:
     """Where the work runs."""
 
+    engine: Engine = Engine.ddp  # of train
+    reshard_after_forward: bool = True  # fsdp: free a layer's weights between its forward and its backward pass
     num_processes: int = 1
     num_machines: int = 1
     machine_rank: int = 0
     main_process_ip: str | None = None
     main_process_port: int | None = None
+    max_restarts: int = 0  # after a process died: all of them go on from the newest checkpoint
     config_file: str | None = None  # an `accelerate config` file; wins over everything above
 
 

@@ -15,6 +15,7 @@ from distillkit.freeze import load
 from distillkit.schema import Config
 
 COMPLAINT = "complaint"  # beside the frozen config: bad input that a process found, for the launcher to report once
+RESTARTS = "DISTILLKIT_RESTARTS"  # in the environment: how often a process of this run has died (`launch.max_restarts`)
 
 
 def run(command: str, config: Config, *stages: Any) -> dict[str, Any]:

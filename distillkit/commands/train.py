@@ -40,20 +40,22 @@ from distillkit.losses.objective import Objective
 from distillkit.models.cached import CachedTeacher
 from distillkit.models.live import LiveModel
 from distillkit.models.students import Student
-from distillkit.models.teachers import LiveTeacher, RecordedTeacher, Teacher
+from distillkit.models.teachers import FrozenModel, LiveTeacher, RecordedTeacher, Teacher
 from distillkit.models.tokenizers import check_same_vocabulary
 from distillkit.reporting.card import made, model_card
 from distillkit.reporting.console import notice
 from distillkit.reporting.environment import environment
 from distillkit.reporting.files import markdown_table, read_report, write_report
-from distillkit.schema import Config, Precision, TrainSettings
+from distillkit.schema import Config, Engine, Precision, TrainSettings
 from distillkit.signals import Model
 from distillkit.tasks.base import Task
 from distillkit.training.checkpoint import BEST, check_resumable, newest_checkpoint, step_of
+from distillkit.training.interruption import restarted
 from distillkit.training.loop import fit
 from distillkit.training.records import Records
 from distillkit.training.run import FitResult, Run
-from distillkit.training.settings import check_settings
+from distillkit.training.settings import check_engine, check_settings
+from distillkit.training.sharding import shard_teacher
 from distillkit.training.stopping import check_patience
 from distillkit.training.tuning import plan_tuning
 
@@ -101,7 +103,7 @@ def main(config: Config) -> dict[str, Any]:
     accelerator = make_accelerator(config, plan.objective)
     accelerator.wait_for_everyone()
     announce(config, "train", accelerator)
-    loaded = _load(plan, config.train, accelerator.device)
+    loaded = _load(plan, config.train, accelerator)
     trained = _check_tuning(config.train, loaded)
     if accelerator.is_main_process:
         claim(config, "train", state if resume_from is None else Standing.unfinished)
@@ -126,6 +128,7 @@ def main(config: Config) -> dict[str, Any]:
 def make_plan(config: Config) -> Plan:
     """Build the parts and refuse combinations that cannot work, before anything is loaded."""
     check_settings(config.train)
+    check_engine(config.launch, config.train)
     plan = Plan(
         task=build_required(config.task, "task"),
         source=build_required(config.dataset, "dataset"),
@@ -155,11 +158,12 @@ def make_plan(config: Config) -> Plan:
 
 
 def _checkpoint(config: Config, state: Standing) -> Path | None:
-    """Find the checkpoint to resume from."""
-    if config.resume not in ("auto", "never"):
-        check_resumable(Path(config.resume), digest(config, "train"))
-        return Path(config.resume)
-    if config.resume == "never" or state is not Standing.unfinished:
+    """Find the checkpoint to resume from; where a process died it is the newest, whatever the run began with."""
+    resume = "auto" if restarted() else config.resume
+    if resume not in ("auto", "never"):
+        check_resumable(Path(resume), digest(config, "train"))
+        return Path(resume)
+    if resume == "never" or state is not Standing.unfinished:
         return None
     path, skipped = newest_checkpoint(Path(config.output_dir) / "checkpoints")
     for line in skipped:
@@ -170,16 +174,17 @@ def _checkpoint(config: Config, state: Standing) -> Path | None:
     return path
 
 
-def _load(plan: Plan, settings: TrainSettings, device: torch.device) -> Loaded:
+def _load(plan: Plan, settings: TrainSettings, accelerator: Accelerator) -> Loaded:
     """Load data and models, and refuse what does not fit together."""
-    data = _load_rows(plan, settings)
+    data, device = _load_rows(plan, settings), accelerator.device
     bind(plan.objective, plan.student.shape, plan.teacher)
     teacher, live = None, None
     cached = plan.teacher if isinstance(plan.teacher, CachedTeacher) and plan.asks_teacher else None
     if cached is not None:
-        data = check_store(cached, plan.objective, data, processor_of(plan.student, plan.task))
+        processor = processor_of(plan.student, cached, plan.task)
+        data = check_store(cached, plan.objective, data, plan.task, processor)
     if plan.teacher is not None and plan.asks_teacher:
-        teacher, live = load_teacher(plan.teacher, plan.task, data, plan.objective, device)
+        teacher, live = load_teacher(plan.teacher, plan.task, data, plan.objective, _place(plan.teacher, accelerator))
     if cached is not None and plan.student.needs_teacher:
         live = load_origin(cached, plan.task, data)
     if plan.objective.needs_labels:
@@ -197,10 +202,26 @@ def _load(plan: Plan, settings: TrainSettings, device: torch.device) -> Loaded:
     if "validation" in data.rows.splits and plan.objective.wanted_of_student.logits:
         require_labels(data.rows, "validation", plan.task, "evaluation")
         validation = encode(data.rows, "validation", plan.task, student.tokenizer, data.labels)
+    _share_out(teacher, plan.teacher, accelerator)
     try_features(plan.objective, student.to(device), teacher, train)
     if plan.task.packing:
         train = packed(train, plan.objective, student, teacher)
     return Loaded(data, student, teacher if plan.objective.needs_teacher else None, train, validation)
+
+
+def _shares(teacher: Teacher | None, accelerator: Accelerator) -> bool:
+    """Tell whether the processes share a teacher's weights."""
+    return isinstance(teacher, LiveTeacher) and teacher.shard and accelerator.num_processes > 1
+
+
+def _place(teacher: Teacher, accelerator: Accelerator) -> torch.device:
+    """Return where a teacher is loaded to; one that is shared out reaches the device layer by layer."""
+    return torch.device("cpu") if _shares(teacher, accelerator) else accelerator.device
+
+
+def _share_out(loaded: Model | None, teacher: Teacher | None, accelerator: Accelerator) -> None:
+    if isinstance(loaded, FrozenModel) and _shares(teacher, accelerator):
+        shard_teacher(loaded, accelerator)
 
 
 def _load_rows(plan: Plan, settings: TrainSettings) -> Data:
@@ -269,6 +290,8 @@ def _fit(
         best_metric=config.train.best_metric or plan.task.quick().best_metric,
         resume_from=resume_from,
         adapter=folder / "adapter" if config.train.lora.keep_adapter else None,
+        sharded=config.launch.engine is Engine.fsdp,
+        reshard=config.launch.reshard_after_forward,
     )
     result = fit(run)
     return result, {} if validation is None else quality(loaded.student.eval(), autocast=False)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 from torch.nn import functional
 
 from distillkit.losses.projectors import Projector
 from distillkit.losses.schedule import Schedule
+from distillkit.losses.together import gather
 from distillkit.losses.vectors import TOP, Pooling, ProjectedLoss, unit
 from distillkit.signals import Batch
 
@@ -49,23 +50,3 @@ class InfoNCE(ProjectedLoss):
             candidates, first = own, 0
         answers = torch.arange(first, first + len(own), device=own.device)
         return functional.cross_entropy(unit(student) @ candidates.T / self.temperature, answers, reduction="none")
-
-
-def gather(rows: Tensor) -> tuple[Tensor, int]:
-    """Put the rows `[any number, width]` of all processes behind each other; no gradient flows back.
-
-    Returns:
-        `[rows of all, width]`, and which of them is this process's first.
-    """
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return rows, 0
-    processes, rank = distributed.get_world_size(), distributed.get_rank()
-    size = torch.tensor([len(rows)], device=rows.device)
-    gathered = [torch.zeros_like(size) for _ in range(processes)]
-    distributed.all_gather(gathered, size)
-    sizes = torch.cat(gathered).tolist()
-    padded = rows.new_zeros(max(sizes), rows.shape[1])
-    padded[: len(rows)] = rows
-    pieces = [torch.empty_like(padded) for _ in range(processes)]
-    distributed.all_gather(pieces, padded)
-    return torch.cat([piece[:count] for piece, count in zip(pieces, sizes, strict=True)]), sum(sizes[:rank])

@@ -1,7 +1,7 @@
 """Relations: how a model's tokens, or a batch's rows, stand to each other; no projector is needed.
 
-The losses between rows compare the rows of one micro-batch in one process: their value depends on its size, and not
-on other micro-batches or processes.
+The losses between rows compare the rows of the micro-batches that all processes work on at the moment: their value
+depends on how many rows that are, and not on how many processes they are spread over.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch.nn.functional import huber_loss
 from distillkit.errors import UserError, did_you_mean
 from distillkit.losses.heads import Heads, MapKL
 from distillkit.losses.schedule import Schedule
+from distillkit.losses.together import gather
 from distillkit.losses.vectors import TOP, Pooling, VectorLoss, unit
 from distillkit.signals import Batch
 
@@ -56,7 +57,7 @@ class RelationKL(MapKL):
 
 
 class RowLoss(VectorLoss):
-    """A loss on how the rows of a micro-batch stand to each other; the item is the row. A row alone costs nothing.
+    """A loss on how rows stand to each other; the item is the row. A row alone costs nothing.
 
     Args:
         layers: As `HiddenMSE`; None for the last with the last.
@@ -74,6 +75,25 @@ class RowLoss(VectorLoss):
     ) -> None:
         super().__init__(layers, modules, pooling)
 
+    def per_vector(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
+        """Return the loss of each row `[batch]` among those of all processes.
+
+        A row is compared with the others' as they are; what it does to theirs goes into its gradient here, not there.
+        """
+        rows = slice(None) if batch.real else slice(0)  # rows of somebody else's only take part in the gathering
+        others, first = gather(student.detach()[rows])
+        answers, _ = gather(teacher[rows])
+        if not batch.real or len(others) == len(student):
+            return self.between(student, teacher)
+        own = slice(first, first + len(student))
+        values = self.between(torch.cat([others[:first], student, others[own.stop :]]), answers)
+        rest = values.sum() - values[own].sum()
+        return values[own] + (rest - rest.detach()) / len(student)
+
+    def between(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Return the loss of each row `[rows]` from the vectors of all, `[rows, width]` of either model."""
+        raise NotImplementedError
+
 
 class RKDDistance(RowLoss):
     """Mean over the other rows j of Huber(‖s_i − s_j‖/μ_s − ‖t_i − t_j‖/μ_t)   (RKD, Park et al. 2019).
@@ -87,7 +107,7 @@ class RKDDistance(RowLoss):
         pooling: How a row becomes one vector: "first" or "last" token, "mean", or "pooled" if the modules give one.
     """
 
-    def per_vector(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:  # noqa: ARG002
+    def between(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Return the loss of each row, without unit."""
         error = huber_loss(_distances(student), _distances(teacher), reduction="none")
         return error.sum(dim=1) / max(len(error) - 1, 1)
@@ -106,7 +126,7 @@ class RKDAngle(RowLoss):
         pooling: How a row becomes one vector: "first" or "last" token, "mean", or "pooled" if the modules give one.
     """
 
-    def per_vector(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:  # noqa: ARG002
+    def between(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Return the loss of each row, without unit."""
         error = huber_loss(_cosines(student), _cosines(teacher), reduction="none")
         same = torch.eye(len(error), dtype=torch.bool, device=error.device)
@@ -117,8 +137,8 @@ class RKDAngle(RowLoss):
 class SimilarityPreserving(RowLoss):
     """Mean over the rows j of (G_s[i, j] − G_t[i, j])², G the rows of X Xᵀ, each over its norm.
 
-    X `[batch, width]`. In a step of one micro-batch the mean over i is (1/batch²) ‖G_s − G_t‖², as Tung and Mori 2019
-    have it.
+    X `[batch, width]`. Where all rows of a step are compared, the mean over i is (1/batch²) ‖G_s − G_t‖², as Tung and
+    Mori 2019 have it.
 
     Args:
         layers: As `HiddenMSE`; None for the last with the last.
@@ -126,7 +146,7 @@ class SimilarityPreserving(RowLoss):
         pooling: How a row becomes one vector: "first" or "last" token, "mean", or "pooled" if the modules give one.
     """
 
-    def per_vector(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:  # noqa: ARG002
+    def between(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Return the loss of each row, without unit."""
         return (unit(student @ student.T) - unit(teacher @ teacher.T)).square().mean(dim=1)
 

@@ -68,7 +68,7 @@ def listing(teacher: SparseLogits, loss: LogitLoss) -> SparseLogits:
     Raises:
         UserError: If there is nothing else.
     """
-    if teacher.drawn is None:
+    if not teacher.has_draws:
         return teacher
     if isinstance(loss, TaughtLoss) and loss.linear and loss.temperature == teacher.temperature:
         return teacher.with_draws()

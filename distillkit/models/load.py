@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
 
 from distillkit.errors import UserError
-from distillkit.models.codes import is_packed, require_compressed_tensors, unpack
+from distillkit.models.codes import is_packed, require_compressed_tensors, silent, unpack
+from distillkit.models.gguf import gguf_in, require_gguf
 from distillkit.models.live import LiveModel
 from distillkit.tasks.base import Task
 
@@ -54,7 +56,7 @@ def load_live(
     trained: bool = True,
     dtype: str = "float32",
 ) -> LiveModel:
-    """Load a transformers model with its tokenizer; only safetensors, no remote code.
+    """Load a transformers model with its tokenizer; only safetensors or GGUF, no remote code.
 
     Args:
         path: Folder or hub id.
@@ -72,15 +74,19 @@ def load_live(
     task.prepare(config, labels, trained, key)
     if is_packed(config):
         require_compressed_tensors()
+    if gguf_in(path):
+        require_gguf()
     try:
-        model, info = task.auto_class().from_pretrained(
-            _find(path, key),
-            config=config,
-            dtype=dtype,
-            use_safetensors=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=not trained,
-        )
+        with silent() if is_packed(config) else nullcontext():
+            model, info = task.auto_class().from_pretrained(
+                _find(path, key),
+                config=config,
+                dtype=dtype,
+                use_safetensors=True,
+                gguf_file=gguf_in(path),
+                output_loading_info=True,
+                ignore_mismatched_sizes=not trained,
+            )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"cannot load the model at '{path}' ({_reason(error)})", where=key) from error
     if is_packed(config):

@@ -13,7 +13,7 @@ from transformers import CONFIG_MAPPING
 from distillkit.data.rows import Rows
 from distillkit.errors import UserError, did_you_mean
 from distillkit.features import ModelShape
-from distillkit.models.anatomy import decoder_depth, shape_of
+from distillkit.models.anatomy import agree_on_depth, decoder_depth, shape_of
 from distillkit.models.levels import layer_stacks
 from distillkit.models.live import LiveModel
 from distillkit.models.load import load_config, load_live, load_processor
@@ -226,6 +226,7 @@ def copy_layers(model: Any, layers: list[int], decoder_layers: list[int] | None 
     decoder = decoder_depth(config)
     if decoder is not None and decoder_layers is not None:
         setattr(config, decoder[0], len(decoder_layers))
+        agree_on_depth(config)
     small = type(model)._from_config(config, dtype=torch.float32)
     wanted = small.state_dict().keys()
     state = {}

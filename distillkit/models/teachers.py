@@ -25,10 +25,11 @@ class FrozenModel:
     def __init__(self, live: LiveModel, wanted: Wanted = LOGITS) -> None:
         self.live = live.eval().requires_grad_(False)
         self.wanted = wanted
+        self.sharded = False  # what other processes hold of it is fetched while it answers
 
     def __call__(self, batch: Batch) -> Signal:
         """Answer a batch."""
-        with torch.inference_mode():
+        with torch.no_grad() if self.sharded else torch.inference_mode():
             signal = self.live(batch, self.wanted)
         return Signal(_usable(signal.logits), {name: tensor.clone() for name, tensor in signal.features.items()})
 
@@ -47,12 +48,15 @@ class LiveTeacher:
     Args:
         path: Folder or hub id of the trained teacher.
         dtype: Of its weights: float32, bfloat16 or float16.
+        shard: While training in several processes, each keeps a share of every layer and fetches the rest while the
+            layer computes; embeddings and head stay whole.
     """
 
-    def __init__(self, path: str, dtype: str = "float32") -> None:
+    def __init__(self, path: str, dtype: str = "float32", shard: bool = False) -> None:
         pick_dtype(dtype, "teacher.dtype")
         self.path = path
         self.dtype = dtype
+        self.shard = shard
 
     def load(self, task: Task, labels: list[str] | None, trained: bool = True) -> LiveModel:
         """Load the weights; the class names must be those of the data. `trained`: the head is needed."""

@@ -1,23 +1,23 @@
-"""Checkpoints: written beside, checked by checksum, renamed into place; tensors and JSON only, no pickle."""
+"""Checkpoints: which there are, whether they are whole, and how they are read; tensors and JSON only, no pickle."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
-from safetensors.torch import load_file, load_model, save_file, save_model
+from safetensors.torch import load_file, load_model, save_model
 from torch import Tensor, nn
 
 from distillkit.data.encode import Counts
 from distillkit.data.plans import Place
 from distillkit.errors import UserError
+from distillkit.training.states import restore
 from distillkit.training.stopping import Patience
 
 MANIFEST = "manifest.json"
@@ -47,63 +47,12 @@ class Progress:
     place: Place | None = None
 
 
-def save_checkpoint(
-    folder: Path,
-    trainee: nn.Module,
-    optimizer: Any,
-    progress: Progress,
-    digest: str,
-    accelerator: Accelerator,
-    keep: int,
-) -> Path:
-    """Write `folder/step-NNNNNN`, whole or not at all, and remove all but the newest `keep` and those of later steps.
-
-    Every process writes its own random state; the main one writes the rest.
-    """
-    target = folder / f"step-{progress.step:06d}"
-    beside = folder / f".{target.name}.partial"
-    if accelerator.is_main_process:
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-    accelerator.wait_for_everyone()
-    rank = accelerator.process_index
-    save_file({**random_state(), "window_sums": progress.window_sums.cpu()}, beside / f"process-{rank}.safetensors")
-    if accelerator.is_main_process:
-        save_model(trainee, str(beside / "weights.safetensors"))
-        tensors, groups = _flatten(optimizer.state_dict())
-        save_file(tensors, beside / "optimizer.safetensors")
-        state = {
-            "step": progress.step,
-            "digest": digest,
-            "processes": accelerator.num_processes,
-            "window_counts": progress.window_counts.tolist(),
-            "best_step": progress.best_step,
-            "best_value": progress.best_value,
-            "patience": asdict(progress.patience),
-            "place": None if progress.place is None else asdict(progress.place),
-            "groups": groups,
-            "scaler": None if accelerator.scaler is None else accelerator.scaler.state_dict(),
-        }
-        (beside / "state.json").write_text(json.dumps(state), encoding="utf-8")
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        sums = {path.name: _checksum(path) for path in sorted(beside.iterdir())}
-        (beside / MANIFEST).write_text(json.dumps(sums, indent=1), encoding="utf-8")
-        shutil.rmtree(target, ignore_errors=True)
-        beside.rename(target)
-        earlier = [path for path in checkpoints(folder) if step_of(path) <= progress.step]
-        for path in set(checkpoints(folder)) - set(earlier[-keep:]):
-            shutil.rmtree(path)
-    return target
-
-
 def load_checkpoint(
     path: Path, trainee: nn.Module, optimizer: Any, accelerator: Accelerator, device: torch.device
 ) -> Progress:
     """Restore weights, optimiser, random state and progress from a verified checkpoint."""
     state = read_state(path)
-    load_model(trainee, str(path / "weights.safetensors"))
-    optimizer.load_state_dict(_unflatten(load_file(path / "optimizer.safetensors"), state["groups"]))
+    restore(path, trainee, optimizer, state["groups"])
     if accelerator.scaler is not None:
         accelerator.scaler.load_state_dict(state["scaler"])
     counts = torch.tensor(state["window_counts"], dtype=torch.float64, device=device)
@@ -153,10 +102,10 @@ def find_damage(path: Path) -> str | None:
         expected = {}
     if not expected:
         return f"{MANIFEST} is missing or unreadable"
-    for name, checksum in expected.items():
+    for name, digest in expected.items():
         if not (path / name).is_file():
             return f"{name} is missing"
-        if _checksum(path / name) != checksum:
+        if checksum(path / name) != digest:
             return f"{name} is damaged"
     return None
 
@@ -211,23 +160,7 @@ def restore_random_state(state: dict[str, Tensor]) -> None:
         torch.cuda.set_rng_state_all(gpus)
 
 
-def _flatten(state: dict[str, Any]) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-    tensors = {
-        f"{index}.{name}": torch.as_tensor(value).contiguous()
-        for index, values in state["state"].items()
-        for name, value in values.items()
-    }
-    return tensors, state["param_groups"]
-
-
-def _unflatten(tensors: dict[str, Tensor], groups: list[dict[str, Any]]) -> dict[str, Any]:
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = tensor
-    return {"state": state, "param_groups": groups}
-
-
-def _checksum(path: Path) -> str:
+def checksum(path: Path) -> str:
+    """Return the SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

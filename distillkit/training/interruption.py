@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from types import FrameType
 from typing import Any, NoReturn
 
 from distillkit.reporting.console import notice
+from distillkit.worker import RESTARTS
 
 PREEMPTED = 128 + signal.SIGTERM  # the exit code, whichever signal a scheduler sends
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+def restarted() -> bool:
+    """Tell whether this process replaces one that died (`launch.max_restarts`, or torchrun's own)."""
+    return any(int(os.environ.get(name, "0")) for name in (RESTARTS, "TORCHELASTIC_RESTART_COUNT"))
 
 
 class Interruption:

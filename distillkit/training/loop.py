@@ -18,12 +18,14 @@ from distillkit.reporting.console import notice
 from distillkit.signals import Batch
 from distillkit.tasks.base import higher_is_better
 from distillkit.training import checkpoint
+from distillkit.training.engines import make_engine
 from distillkit.training.interruption import Interruption
-from distillkit.training.optimizer import learning_rate, make_optimizer
+from distillkit.training.optimizer import learning_rate
 from distillkit.training.run import FitResult, Run
-from distillkit.training.step import Outcome, Stepper, Trainee
+from distillkit.training.step import Outcome, Stepper
 from distillkit.training.stopping import agreed, check_patience
 from distillkit.training.tuning import Tuning
+from distillkit.training.writer import Writer
 
 
 def fit(run: Run) -> FitResult:
@@ -41,11 +43,10 @@ class _Fit:
         student, row = run.student.to(accelerator.device), run.data.batch([0]).to(accelerator.device)
         self.tuning = Tuning(student, settings, row, self.steps)
         self.tuning.prepare(accelerator)
-        self.trainee = Trainee(student, run.objective).to(accelerator.device)
-        optimizer = make_optimizer(self.trainee, settings, self.tuning.scales)
-        module, self.optimizer = accelerator.prepare(self.trainee, optimizer)
+        self.engine = make_engine(run, self.tuning.scales)
         self.interruption = Interruption()
-        self.step = Stepper(run, self.plan, self.trainee, module, self.optimizer, self.tuning, self.interruption)
+        self.step = Stepper(run, self.plan, self.engine, self.tuning, self.interruption)
+        self.writer = Writer(run.folder, accelerator, settings.keep_checkpoints, settings.async_checkpoint)
         self.evaluate_every = settings.evaluate_every or max(self.plan.steps_per_epoch, ceil(self.steps / 10))
         terms, device = len(run.objective.names), accelerator.device
         self.progress = checkpoint.Progress(
@@ -57,7 +58,7 @@ class _Fit:
         run = self.run
         if run.resume_from is not None:
             self.progress = checkpoint.load_checkpoint(
-                run.resume_from, self.trainee, self.optimizer, run.accelerator, run.accelerator.device
+                run.resume_from, self.engine.trainee, self.engine.optimizer, run.accelerator, run.accelerator.device
             )
             self.plan.start(self.progress.place)
         started = time.monotonic()
@@ -71,6 +72,7 @@ class _Fit:
             self.interruption,
         ):
             for step, micros, counts in self._prefetch(first, background):
+                self.writer.check()
                 outcome = self.step(step, micros, counts)
                 self._take_note(step + 1, outcome)
                 status = self._log(outcome.norm, started) if self._due(self.run.settings.log_every) else None
@@ -85,11 +87,14 @@ class _Fit:
                 if step + 1 < self.steps and (outcome.ending or (every is not None and (step + 1) % every == 0)):
                     self._save_checkpoint()
                 if outcome.ending:
+                    self.writer.wait()
                     self.interruption.end()
+            self.writer.wait()
         progress = self.progress
+        self.engine.finish()
         if run.evaluate is not None and run.settings.keep_best and progress.best_step not in (None, progress.step):
             run.accelerator.wait_for_everyone()
-            checkpoint.load_weights(self.trainee, self._best_path)
+            checkpoint.load_weights(run.student, self._best_path)
         self.tuning.finish(run.adapter if run.accelerator.is_main_process else None)
         seconds = time.monotonic() - started
         best = (progress.best_step, progress.best_value, run.best_metric)
@@ -140,16 +145,16 @@ class _Fit:
 
     def _evaluate(self, evaluate: Callable[[LiveModel], dict[str, float]]) -> None:
         run, progress = self.run, self.progress
-        self.trainee.eval()
-        metrics = evaluate(run.student)
-        run.records.write("evaluate", progress.step, metrics)
-        value = agreed(metrics[run.best_metric], run.accelerator)
-        best, higher = progress.best_value, higher_is_better(run.best_metric)
-        progress.patience.see(value, higher, run.settings.min_delta)
-        if best is None or (value > best if higher else value < best):
-            progress.best_step, progress.best_value = progress.step, value
-            if run.settings.keep_best and run.accelerator.is_main_process:
-                checkpoint.save_weights(self.trainee, self._best_path)
+        with self.engine.whole_student() as student:
+            metrics = evaluate(student.eval())
+            run.records.write("evaluate", progress.step, metrics)
+            value = agreed(metrics[run.best_metric], run.accelerator)
+            best, higher = progress.best_value, higher_is_better(run.best_metric)
+            progress.patience.see(value, higher, run.settings.min_delta)
+            if best is None or (value > best if higher else value < best):
+                progress.best_step, progress.best_value = progress.step, value
+                if run.settings.keep_best and run.accelerator.is_main_process:
+                    checkpoint.save_weights(student, self._best_path)
 
     @property
     def _best_path(self) -> Path:
@@ -158,12 +163,4 @@ class _Fit:
     def _save_checkpoint(self) -> None:
         run = self.run
         self.progress.place = self.plan.place(self.progress.step)
-        checkpoint.save_checkpoint(
-            run.folder,
-            self.trainee,
-            self.optimizer,
-            self.progress,
-            run.digest,
-            run.accelerator,
-            run.settings.keep_checkpoints,
-        )
+        self.writer.save(self.engine.trainee, self.engine.optimizer, self.progress, run.digest)

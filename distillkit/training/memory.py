@@ -15,6 +15,7 @@ from torch import nn
 from distillkit.errors import UserError
 from distillkit.models.teachers import FrozenModel
 from distillkit.signals import Batch, Model
+from distillkit.training.sharding import own_bytes
 
 CPU_SAYS = "can't allocate memory"
 
@@ -77,7 +78,7 @@ def explained(trainee: nn.Module, teacher: Model | None, batch: Batch) -> Iterat
 
 def _parts(trainee: nn.Module, teacher: Model | None) -> str:
     weights = _bytes(trainee)
-    trained = sum(p.numel() * p.element_size() for p in trainee.parameters() if p.requires_grad)
+    trained = sum(own_bytes(parameter) for parameter in trainee.parameters() if parameter.requires_grad)
     parts = {"student": weights, "gradients": trained, "optimiser": 2 * trained}
     if isinstance(teacher, FrozenModel):
         parts["teacher"] = _bytes(teacher.live)
@@ -92,4 +93,4 @@ def _parts(trainee: nn.Module, teacher: Model | None) -> str:
 
 
 def _bytes(module: nn.Module) -> int:
-    return sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
+    return sum(own_bytes(parameter) for parameter in module.parameters())

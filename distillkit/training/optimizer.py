@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from math import cos, pi
 
 import torch
 from torch import nn
 
-from distillkit.schema import Schedule, TrainSettings
+from distillkit.schema import Optimizer, Schedule, TrainSettings
 
 
 def make_optimizer(
     module: nn.Module, settings: TrainSettings, scales: Mapping[nn.Parameter, float] | None = None
-) -> torch.optim.AdamW:
+) -> torch.optim.Optimizer:
     """Build AdamW; parameters of fewer than two dimensions (norms, biases) do not decay.
+
+    In 8 bits it keeps the state of large weights block by block (Dettmers et al. 2022, arXiv 2110.02861).
 
     Args:
         module: What is trained: its parameters that require a gradient.
@@ -28,7 +31,12 @@ def make_optimizer(
             decay = settings.weight_decay if parameter.ndim >= 2 else 0.0
             groups.setdefault((scale, decay), []).append(parameter)
     first, second = settings.betas
-    return torch.optim.AdamW(
+    make: Callable[..., torch.optim.Optimizer] = partial(torch.optim.AdamW, fused=True)
+    if settings.optimizer is Optimizer.adamw_8bit:
+        from bitsandbytes.optim import AdamW8bit
+
+        make = AdamW8bit
+    return make(
         [
             {"params": groups[scale, decay], "weight_decay": decay, "scale": scale}
             for scale, decay in sorted(groups, reverse=True)
@@ -36,7 +44,6 @@ def make_optimizer(
         lr=settings.learning_rate,
         betas=(first, second),
         eps=settings.epsilon,
-        fused=True,
     )
 
 

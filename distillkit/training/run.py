@@ -51,3 +51,5 @@ class Run:
     after_step: Callable[[], None] | None = None
     resume_from: Path | None = None
     adapter: Path | None = None  # where to write LoRA's adapters before they are merged
+    sharded: bool = False  # the processes share the student's weights (FSDP 2)
+    reshard: bool = True  # between a layer's forward and backward pass, if so

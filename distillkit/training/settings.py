@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from importlib.util import find_spec
+
 from distillkit.errors import UserError
 from distillkit.models.lora import check_installed
 from distillkit.models.names import as_list
-from distillkit.schema import LoraSettings, TrainSettings
+from distillkit.schema import Engine, LaunchSettings, LoraSettings, Optimizer, Precision, TrainSettings
 
 
 def check_settings(settings: TrainSettings) -> None:
@@ -25,7 +28,31 @@ def check_settings(settings: TrainSettings) -> None:
     _require(0 < settings.layer_decay <= 1, "layer_decay", "must be in (0, 1]", settings.layer_decay)
     number_or_names = "must be a number of layers from 0, name patterns, or a list of these"
     _require(_freezes(settings.freeze), "freeze", number_or_names, repr(settings.freeze))
+    if settings.optimizer is Optimizer.adamw_8bit and find_spec("bitsandbytes") is None:
+        fix = "pip install 'distillkit[bitsandbytes]'"
+        raise UserError("adamw_8bit needs bitsandbytes", where="train.optimizer", fix=fix)
     _check_lora(settings.lora)
+
+
+def check_engine(launch: LaunchSettings, settings: TrainSettings) -> None:
+    """Refuse settings that do not go together with a student that the processes share."""
+    if launch.max_restarts < 0:
+        raise UserError(f"must not be negative, got {launch.max_restarts}", where="launch.max_restarts")
+    for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true":
+            fix = "leave it out of the accelerate config, and shard with launch.engine=fsdp"
+            raise UserError(f"Accelerate's {name} is asked for, and not used here", where="launch.config_file", fix=fix)
+    if launch.engine is not Engine.fsdp:
+        return
+    for key, asked in (
+        ("unfreeze", settings.unfreeze is not None),
+        ("auto_batch", settings.auto_batch),
+        ("precision", settings.precision is Precision.fp16),
+        ("optimizer", settings.optimizer is Optimizer.adamw_8bit),
+    ):
+        if asked:
+            what = f"{getattr(settings, key)} does not work with launch.engine=fsdp"
+            raise UserError(what, where=f"train.{key}", fix="use launch.engine=ddp")
 
 
 def _check_lora(lora: LoraSettings) -> None:

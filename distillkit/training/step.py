@@ -5,38 +5,23 @@ from __future__ import annotations
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from math import ceil, inf
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from distillkit.data.batches import micro_batches
 from distillkit.data.plans import Plan
-from distillkit.losses.objective import Objective
-from distillkit.models.live import LiveModel
-from distillkit.signals import Batch, Signal
+from distillkit.signals import Batch
 from distillkit.training.checkpoint import random_state, restore_random_state
+from distillkit.training.engines import Engine
 from distillkit.training.interruption import Interruption
 from distillkit.training.memory import explained, largest_fitting
 from distillkit.training.nonfinite import NonFinite
 from distillkit.training.optimizer import learning_rate, set_learning_rate
 from distillkit.training.run import Run
 from distillkit.training.tuning import Tuning
-
-
-class Trainee(nn.Module):
-    """Student and objective as one module, so that wrapping it synchronises every trained weight."""
-
-    def __init__(self, student: LiveModel, objective: Objective) -> None:
-        super().__init__()
-        self.student = student
-        self.objective = objective
-
-    def forward(self, batch: Batch, taught: Signal | None, counts: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the micro-batch's share of the loss and the sum of each term `[terms]`."""
-        said = self.student(batch, self.objective.wanted_of_student)
-        return self.objective(said, taught, batch, counts)
 
 
 @dataclass(frozen=True)
@@ -64,9 +49,7 @@ class Stepper:
     Args:
         run: Its settings and parts.
         plan: Which rows make which step.
-        trainee: What is trained.
-        module: The same as Accelerate has wrapped it.
-        optimizer: Likewise.
+        engine: Holds what is trained.
         tuning: Knows which weights are trained.
         interruption: Knows whether this process was asked to end.
     """
@@ -75,14 +58,12 @@ class Stepper:
         self,
         run: Run,
         plan: Plan,
-        trainee: Trainee,
-        module: nn.Module,
-        optimizer: Any,
+        engine: Engine,
         tuning: Tuning,
         interruption: Interruption,
     ) -> None:
         self.run, self.plan, self.tuning, self.interruption = run, plan, tuning, interruption
-        self.trainee, self.module, self.optimizer = trainee, module, optimizer
+        self.trainee, self.module, self.optimizer = engine.trainee, engine.module, engine.optimizer
         self.nonfinite = NonFinite(run.settings.max_nonfinite_steps)
         share = ceil(run.settings.batch_size / run.accelerator.num_processes)
         self.micro_batch_size = min(run.settings.micro_batch_size or share, share)
@@ -134,6 +115,7 @@ class Stepper:
                 sums += self._backward(self.module, micro, counts)
         limit = inf if run.settings.max_grad_norm is None else run.settings.max_grad_norm
         norm = accelerator.clip_grad_norm_(self.trainee.parameters(), limit)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         finite, ending = self._agree(norm, sums)
         self._update(finite)
         if finite:
@@ -150,7 +132,8 @@ class Stepper:
         if teacher is not None:
             with accelerator.autocast():
                 taught = teacher(batch)
-        loss, sums = module(batch, taught, counts)
+        with accelerator.autocast():
+            loss, sums = module(batch, taught, counts)
         self.tuning.check(loss)
         # The wrapper averages gradients over the processes; `counts` already spans them.
         accelerator.backward(loss * (accelerator.num_processes * float(micro.real)))

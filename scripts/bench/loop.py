@@ -2,7 +2,8 @@
 
 overhead  steps of `fit` against the same forward and backward passes and optimiser steps in a bare loop, on batches
           that are there already; both in one process, in turn, and by CPU seconds too
-scaling   items a second of two processes of one thread against one process of one thread, each with as many rows a step
+scaling   items a second of two processes of one thread against one process of one thread, each with as many rows a
+          step; and of two runs that have nothing to do with each other, at once: what the machine gives
 memory    resident memory of a process after each tenth of many tiny steps
 
 Prints tables and JSON.
@@ -152,24 +153,41 @@ def overhead(folder: Path, rounds: int, steps: int = 40) -> dict[str, float]:
 
 
 def scaling(folder: Path, rounds: int) -> dict[str, Any]:
-    """Compare the items a second of one process and of two, each with 16 rows a step and one thread."""
+    """Compare the items a second of one process and of two, each with 16 rows a step and one thread.
+
+    `apart` is what the machine gives to two processes that share nothing but it: two runs of one process, at once.
+    """
     student(layers=4, width=256).save(folder / "small")
-    speeds: dict[int, list[float]] = {1: [], 2: []}
+    speeds: dict[str, list[float]] = {"one": [], "two": [], "apart": []}
     for turn in range(rounds):
-        for processes in speeds:
-            output = folder / f"scaling-{processes}-{turn}"
-            argv = ["train", "task=sequence_classification", f"dataset.train={folder / 'train.jsonl'}"]
-            argv += ["dataset.cache=false", f"student.path={folder / 'small'}", "train.max_steps=60"]
-            argv += [f"train.batch_size={16 * processes}", "train.checkpoint_every=null", "task.max_length=64"]
-            argv += [f"launch.num_processes={processes}", f"output_dir={output}"]
-            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-            subprocess.run(
-                [sys.executable, "-m", "distillkit", *argv], check=True, capture_output=True, env=environment
-            )
-            report = json.loads((output / "report.json").read_text(encoding="utf-8"))["train"]
-            speeds[processes].append(report["items"] / report["seconds"])
-    rates = {str(processes): round(median(values), 1) for processes, values in speeds.items()}
-    return {"items_a_second": rates, "faster": round(rates["2"] / rates["1"], 3)}
+        for case, values in speeds.items():
+            outputs = [folder / f"scaling-{case}-{turn}-{run}" for run in range(2 if case == "apart" else 1)]
+            runs = [start_training(folder, output, processes=2 if case == "two" else 1) for output in outputs]
+            if any(run.wait() for run in runs):
+                raise RuntimeError(f"a run of the case {case} failed; see the error above")
+            values.append(sum(map(items_a_second, outputs)))
+    rates = {case: round(median(values), 1) for case, values in speeds.items()}
+    return {
+        "items_a_second": rates,
+        "faster": round(rates["two"] / rates["one"], 3),
+        "machine": round(rates["apart"] / rates["one"], 3),
+    }
+
+
+def start_training(folder: Path, output: Path, processes: int) -> subprocess.Popen[bytes]:
+    """Start a training of some steps, with 16 rows a process and step."""
+    argv = ["train", "task=sequence_classification", f"dataset.train={folder / 'train.jsonl'}"]
+    argv += ["dataset.cache=false", f"student.path={folder / 'small'}", "train.max_steps=150"]
+    argv += [f"train.batch_size={16 * processes}", "train.checkpoint_every=null", "task.max_length=64"]
+    argv += [f"launch.num_processes={processes}", f"output_dir={output}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, "-m", "distillkit", *argv], stdout=subprocess.DEVNULL, env=environment)
+
+
+def items_a_second(output: Path) -> float:
+    """Read from a run's report how fast it was."""
+    report = json.loads((output / "report.json").read_text(encoding="utf-8"))["train"]
+    return float(report["items"]) / float(report["seconds"])
 
 
 def memory(folder: Path, steps: int) -> dict[str, Any]:

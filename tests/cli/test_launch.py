@@ -38,11 +38,12 @@ def main(config):
     signal.pause()
 """
 START = """
-import sys
+import os, sys
 from distillkit import cli, launch
 from distillkit.schema import Config, LaunchSettings
 def dispatch(argv):
-    launch.start("probe", Config(name=argv[0], output_dir="out", launch=LaunchSettings(num_processes=2)))
+    settings = LaunchSettings(num_processes=2, max_restarts=int(os.environ.get("MAX_RESTARTS", "0")))
+    launch.start("probe", Config(name=argv[0], output_dir="out", launch=settings))
     return 0
 cli.dispatch = dispatch
 sys.exit(cli.main())
@@ -92,15 +93,19 @@ def test_two_processes_meet_over_gloo(command: list[str], tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("name", ["refuse", "refuse both"])
 def test_bad_input_is_reported_once_whichever_process_finds_it(command: list[str], tmp_path: Path, name: str) -> None:
-    result = run(command, tmp_path, name)
+    result = run(command, tmp_path, name, MAX_RESTARTS="1")  # starting again does not mend it
     assert (result.returncode, result.stderr) == (2, "distillkit: error: some.key: wrong\n")
     assert nothing_left(tmp_path)
 
 
-def test_a_bug_in_one_process_ends_the_others(command: list[str], tmp_path: Path) -> None:
-    result = run(command, tmp_path, "crash")
+def test_a_bug_in_one_process_ends_the_others_and_they_start_again_as_often_as_they_may(
+    command: list[str], tmp_path: Path
+) -> None:
+    result = run(command, tmp_path, "crash", MAX_RESTARTS="1")
     assert result.returncode == 1
     assert result.stderr.rstrip().endswith("RuntimeError: boom")
+    assert result.stderr.count("RuntimeError: boom") == 2
+    assert result.stderr.count("distillkit: starting again, 1 of 1 times") == 1
 
 
 def test_a_killed_process_ends_the_others(command: list[str], tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from distillkit.models.teachers import FrozenModel
 from distillkit.tasks.base import Task
 from distillkit.tasks.causal_lm import CausalLM
 from distillkit.tasks.sequence_classification import SequenceClassification
-from distillkit.training.step import Trainee
+from distillkit.training.engines import Trainee
 from tests.tiny import bert, distillation, encoded, llama, tokenizer
 
 

@@ -74,7 +74,8 @@ class Deadly(CrossEntropy):
 
     def per_item(self, student, teacher, labels):
         Deadly.steps += 1
-        if Deadly.steps == 12 and "DEADLY" in os.environ and os.environ["RANK"] == "1":
+        first = os.environ.get("DISTILLKIT_RESTARTS") == "0"
+        if Deadly.steps == 12 and "DEADLY" in os.environ and first and os.environ["RANK"] == "1":
             os.kill(os.getpid(), signal.SIGKILL)
         return super().per_item(student, teacher, labels)
 """
@@ -113,11 +114,11 @@ def torchrun(bench: Path) -> tuple[Path, Path]:
     return bench / "every-1", bench / "every-2"
 
 
-def train(processes: int, output: str) -> Outcome:
+def train(processes: int, output: str, *more: str) -> Outcome:
     data = ["dataset.train=data/train.jsonl", "dataset.validation=data/validation.jsonl", "task.max_length=32"]
     own = ["teacher.path=classifier", f"output_dir={output}", f"launch.num_processes={processes}"]
     deadly = ["loss.terms.hard.loss._target_=deadly.Deadly", "train.checkpoint_every=2"]
-    return distillkit("train", *data, *SETTINGS, *own, *deadly)
+    return distillkit("train", *data, *SETTINGS, *own, *deadly, *more)
 
 
 def check_training(one: Path, two: Path, start: Path) -> None:
@@ -138,12 +139,18 @@ def check_training(one: Path, two: Path, start: Path) -> None:
         assert (weight - same[name]).abs().max() < 1e-5, name
 
 
-def test_a_classifier_learns_the_same_even_if_a_process_dies(
-    bench: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def launched(bench: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What one process comes to with a loss that kills another one."""
     monkeypatch.setenv("DISTILLKIT_TRUST", "deadly")
     monkeypatch.syspath_prepend(str(bench))
-    assert train(1, "launched-1").code == 0
+    assert train(1, "launched-1").code == 0  # the second time it is there already
+    return bench / "launched-1"
+
+
+def test_a_classifier_learns_the_same_even_if_a_process_dies(
+    bench: Path, launched: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     with monkeypatch.context() as patch:
         patch.setenv("DEADLY", "1")
         assert train(2, "launched-2").code == 1
@@ -151,7 +158,19 @@ def test_a_classifier_learns_the_same_even_if_a_process_dies(
     assert not (bench / "launched-2/model").exists()
     assert train(2, "launched-2").code == 0
     assert "resuming from launched-2/checkpoints/step-" in capfd.readouterr().out
-    check_training(bench / "launched-1", bench / "launched-2", bench / "classifier")
+    check_training(launched, bench / "launched-2", bench / "classifier")
+
+
+def test_shards_go_on_by_themselves_after_a_process_died(
+    bench: Path, launched: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DEADLY", "1")
+    done = train(2, "sharded-2", "launch=fsdp", "launch.max_restarts=1", "resume=never", "teacher.shard=true")
+    assert (done.code, done.err) == (0, "distillkit: starting again, 1 of 1 times\n")
+    assert "resuming from sharded-2/checkpoints/step-" in capfd.readouterr().out
+    check_training(launched, bench / "sharded-2", bench / "classifier")
+    shards = {path.name for path in (bench / "sharded-2/checkpoints").glob("step-*/shards/*")}
+    assert len(shards) == 2
 
 
 @pytest.mark.parametrize("loss", ["tinybert", "minilmv2"])

@@ -26,7 +26,8 @@ def trials(tmp_path_factory) -> tuple[Path, list[dict]]:
 
 def test_every_run_was_really_killed_and_then_finished(trials):
     _, results = trials
-    assert len(results) == 8
+    assert len(results) == 11
+    assert sum(trial["output"].startswith("background") for trial in results) == 3
     for trial in results:
         assert trial["codes"] == [-9] * len(trial["kills"]) + [0], trial
 

@@ -24,11 +24,15 @@ from tests.tiny import classifier, data_files
 
 RANDOM_KILLS = 4
 WRITES = ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.rmtree")  # what Python reports of files
+BACKGROUND = RANDOM_KILLS + 4  # from this trial on checkpoints are written while training goes on
 BEFORE_THE_FIRST_CHECKPOINT, IN_THE_MIDDLE, AT_THE_END = 4, 20, 34  # micro-batches; three make a step
 
 
 def config(folder: Path, output: Path) -> Config:
-    """Distil half of a teacher with dropout: evaluated every second step, a checkpoint every third."""
+    """Distil half of a teacher with dropout: evaluated every second step, a checkpoint every third.
+
+    Where the output folder says so, checkpoints are written while training goes on.
+    """
     losses = {"hard": "distillkit.losses.task.CrossEntropy", "kd": "distillkit.losses.divergences.ForwardKL"}
     return Config(
         name="victim",
@@ -50,6 +54,7 @@ def config(folder: Path, output: Path) -> Config:
             checkpoint_every=3,
             log_every=2,
             best_metric="loss",
+            async_checkpoint=output.name.startswith("background"),
         ),
     )
 
@@ -110,8 +115,9 @@ def main(folder: Path) -> None:
     moments = [[("operation", n)] for n in sorted(random.Random(0).sample(range(1, operations + 1), RANDOM_KILLS))]
     moments += [[("micro-batch", n)] for n in (BEFORE_THE_FIRST_CHECKPOINT, IN_THE_MIDDLE, AT_THE_END)]
     moments += [[("micro-batch", IN_THE_MIDDLE), ("micro-batch", 9), ("operation", 30)]]
+    moments += [[("micro-batch", IN_THE_MIDDLE)], *([("operation", n)] for n in (operations // 3, operations // 2))]
     for trial, kills in enumerate(moments):
-        output = folder / f"killed-{trial}"
+        output = folder / f"{'killed' if trial < BACKGROUND else 'background'}-{trial}"
         codes = [in_a_fork(lambda at=at, to=output: run(folder, to, *at)) for at in kills]
         codes.append(in_a_fork(lambda to=output: run(folder, to)))
         print("TRIAL", json.dumps({"output": output.name, "kills": kills, "codes": codes}), flush=True)

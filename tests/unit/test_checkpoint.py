@@ -17,9 +17,9 @@ from distillkit.training.checkpoint import (
     check_resumable,
     load_checkpoint,
     newest_checkpoint,
-    save_checkpoint,
 )
 from distillkit.training.stopping import Patience
+from distillkit.training.writer import Writer
 from tests.tiny import accelerator
 
 FILES = ["manifest.json", "optimizer.safetensors", "process-0.safetensors", "state.json", "weights.safetensors"]
@@ -44,19 +44,26 @@ def make(seed: int = 0) -> tuple[Tied, torch.optim.AdamW]:
     return module, optimizer
 
 
-def save(folder: Path, step: int, keep: int = 2, seed: int = 0) -> Path:
+def save(folder: Path, step: int, keep: int = 2, seed: int = 0, background: bool = False) -> Path:
     module, optimizer = make(seed)
     progress = Progress(step, torch.tensor([0.1, 0.7]), torch.tensor([3.0, 1e9 + 1], dtype=torch.float64), 2, 0.875)
     progress.patience = Patience(waited=3, mark=0.75)
-    return save_checkpoint(folder, module, optimizer, progress, "this run", accelerator(), keep)
+    writer = Writer(folder, accelerator(), keep, background)
+    path = writer.save(module, optimizer, progress, "this run")
+    if background:
+        for tensor in (*module.parameters(), progress.window_sums):
+            tensor.data.zero_()  # training goes on
+    writer.wait()
+    return path
 
 
 def steps(folder: Path) -> list[int]:
     return [checkpoint.step_of(path) for path in checkpoint.checkpoints(folder)]
 
 
-def test_everything_comes_back_to_the_last_bit(tmp_path):
-    path = save(tmp_path, 7)
+@pytest.mark.parametrize("background", [False, True])
+def test_everything_comes_back_to_the_last_bit(tmp_path, background):
+    path = save(tmp_path, 7, background=background)
     assert path == tmp_path / "step-000007"
     assert sorted(file.name for file in path.iterdir()) == FILES
     drawn = torch.randn(5)
@@ -74,6 +81,23 @@ def test_everything_comes_back_to_the_last_bit(tmp_path):
     assert progress.patience == Patience(waited=3, mark=0.75)
     assert progress.window_sums.tolist() == torch.tensor([0.1, 0.7]).tolist()
     assert progress.window_counts.tolist() == [3.0, 1e9 + 1]
+
+
+def test_an_optimizer_may_keep_numbers_and_tensors_that_weights_share(tmp_path):
+    """As bitsandbytes does: a table of 256 values that all weights look into, and steps as whole numbers."""
+    module, optimizer = make()
+    table = torch.linspace(-1, 1, 256)
+    for parameter in module.parameters():
+        optimizer.state[parameter] |= {"table": table, "number": 7}
+    path = Writer(tmp_path, accelerator(), 2).save(
+        module, optimizer, Progress(3, torch.zeros(1), torch.zeros(1)), "this run"
+    )
+    other, theirs = make(seed=1)
+    load_checkpoint(path, other, theirs, accelerator(), torch.device("cpu"))
+    for parameter in other.parameters():
+        assert theirs.state[parameter]["number"] == 7
+        assert isinstance(theirs.state[parameter]["number"], int)
+        assert torch.equal(theirs.state[parameter]["table"], table)
 
 
 def test_the_newest_are_kept(tmp_path):
@@ -146,6 +170,20 @@ def test_what_an_interrupted_save_left_is_ignored_and_cleaned(tmp_path):
     path = save(tmp_path, 3)
     assert [entry.name for entry in tmp_path.iterdir()] == ["step-000003"]
     assert ["manifest.json", *json.loads((path / "manifest.json").read_text())] == FILES
+
+
+def test_what_the_writing_in_the_background_met_is_raised_later(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("distillkit.training.writer.write_whole", refuse)
+    module, optimizer = make()
+    writer = Writer(tmp_path, accelerator(), 2, background=True)
+    writer.check()
+    writer.save(module, optimizer, Progress(3, torch.zeros(1), torch.zeros(1)), "this run")
+    with pytest.raises(OSError, match="No space left"):
+        writer.wait()
+    assert newest_checkpoint(tmp_path) == (None, [])
 
 
 def test_no_folder_no_checkpoint(tmp_path):

@@ -299,7 +299,7 @@ from distillkit.models.live import LiveModel
 from distillkit.models.teachers import FrozenModel
 from distillkit.schema import TrainSettings
 from distillkit.tasks.sequence_classification import SequenceClassification
-from distillkit.training.step import Trainee
+from distillkit.training.engines import Trainee
 from distillkit.training.optimizer import make_optimizer
 from tests import tiny
 

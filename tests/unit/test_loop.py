@@ -15,7 +15,7 @@ from distillkit.losses.task import CrossEntropy
 from distillkit.models.live import LiveModel
 from distillkit.schema import LoraSettings, TrainSettings
 from distillkit.signals import IGNORE
-from distillkit.training import loop
+from distillkit.training import engines
 from distillkit.training.checkpoint import newest_checkpoint
 from distillkit.training.loop import fit
 from tests.tiny import classifier, encoded, events, language_model, train, training
@@ -56,7 +56,7 @@ def spy(monkeypatch) -> list[Spy]:
         made.append(Spy(module))
         return made[-1]
 
-    monkeypatch.setattr(loop, "make_optimizer", make)
+    monkeypatch.setattr(engines, "make_optimizer", make)
     return made
 
 
