@@ -160,6 +160,8 @@ class SparseLogits:
         drawn: int64 `[items, n]`: classes drawn from those that are not listed, each once; −1 in a slot that holds
             none. None if nothing was drawn.
         weights: `[items, n]`: logs of the probabilities that they stand for.
+        sampled: The same items with draws listed, where they change what is listed beside them (a mixture of teachers,
+            one of which drew what another lists); then `drawn` and `weights` are None.
     """
 
     ids: Tensor
@@ -170,6 +172,7 @@ class SparseLogits:
     temperature: float = 1.0
     drawn: Tensor | None = None
     weights: Tensor | None = None
+    sampled: SparseLogits | None = None
 
     @staticmethod
     def best(logits: Tensor, k: int) -> SparseLogits:
@@ -193,10 +196,18 @@ class SparseLogits:
     def _map(self, change: Callable[[Tensor], Tensor]) -> SparseLogits:
         names = ("ids", "log_probs", "rest", "normaliser", "drawn", "weights")
         changed: dict[str, Any] = {name: change(it) for name in names if (it := getattr(self, name)) is not None}
-        return replace(self, **changed)
+        sampled = None if self.sampled is None else self.sampled._map(change)
+        return replace(self, **changed, sampled=sampled)
+
+    @property
+    def has_draws(self) -> bool:
+        """Whether some classes were drawn at random."""
+        return self.drawn is not None or self.sampled is not None
 
     def with_draws(self) -> SparseLogits:
         """List what was drawn as well, by what it stands for, with nothing left over."""
+        if self.sampled is not None:
+            return self.sampled
         assert self.drawn is not None
         assert self.weights is not None
         ids, log_probs = torch.cat([self.ids, self.drawn], -1), torch.cat([self.log_probs, self.weights], -1)

@@ -21,17 +21,13 @@ class Answers:
         weights: Of each, adding up to 1.
         wanted: What is decoded. Features come from the one store.
         kind: Of the outputs, as `Task.output_kind`.
-        draws: As `mix` takes it.
     """
 
-    def __init__(
-        self, stores: Sequence[Store], weights: Sequence[float], wanted: Wanted, kind: str, draws: bool = False
-    ) -> None:
+    def __init__(self, stores: Sequence[Store], weights: Sequence[float], wanted: Wanted, kind: str) -> None:
         self.stores = stores
         self.weights = weights
         self.wanted = wanted
         self.kind = kind
-        self.draws = draws
 
     def __call__(self, rows: np.ndarray, batch: Batch) -> Signal:
         """Return what the teachers say about the items of some rows, in order.
@@ -42,7 +38,7 @@ class Answers:
         """
         logits = None
         if self.wanted.logits:
-            logits = mix([decoded(store, rows) for store in self.stores], self.weights, self.kind, self.draws)
+            logits = mix([decoded(store, rows) for store in self.stores], self.weights, self.kind)
             if len(logits) != len(batch.labels):
                 raise ValueError(f"{len(logits)} items in the store, {len(batch.labels)} in the batch")
         return Signal(logits, self._features(rows, batch))

@@ -12,16 +12,14 @@ from distillkit.errors import UserError
 from distillkit.signals import DenseLogits, Logits, SparseLogits
 
 
-def mix(logits: Sequence[Logits], weights: Sequence[float], kind: str, draws: bool = False) -> Logits:
+def mix(logits: Sequence[Logits], weights: Sequence[float], kind: str) -> Logits:
     """Mix what teachers say about the same items.
 
     Args:
-        logits: Of each teacher, all dense or all sparse, over the same classes.
+        logits: Of each teacher, all dense or all sparse at one temperature, over the same classes.
         weights: Of each, adding up to 1.
         kind: "classes": of one item, their probabilities are mixed; "labels": those of each label; "scores": the
             scores themselves.
-        draws: Whether random draws take the place of what a teacher does not list, for losses that are linear in
-            probabilities; for others it is spread evenly.
 
     Raises:
         UserError: If they cannot be mixed.
@@ -38,20 +36,7 @@ def mix(logits: Sequence[Logits], weights: Sequence[float], kind: str, draws: bo
         raise UserError("stores of whole and of sparse logits cannot be mixed", where="teacher.path", fix=fix)
     if len({one.temperature for one in sparse}) > 1:
         raise UserError("stores of different temperatures cannot be mixed", where="teacher.path")
-    return _mix_sparse([_one_way(one, draws) for one in sparse], log_weights)
-
-
-def _one_way(one: SparseLogits, draws: bool) -> SparseLogits:
-    """Return a teacher with its draws listed, or without them."""
-    if one.drawn is None:
-        return one
-    if draws:
-        return one.with_draws()
-    if one.ids.shape[-1] == 0:
-        what = "a mixture of stores that only hold random draws gives no gradient but that of a linear loss"
-        fix = f"use ForwardKL or SoftCrossEntropy at temperature {one.temperature:g}, or store top_k_sampled"
-        raise UserError(what, where="loss", fix=fix)
-    return replace(one, drawn=None, weights=None)
+    return _mix_sparse(sparse, log_weights)
 
 
 def _mix_dense(logits: Tensor, log_weights: Tensor, kind: str) -> Tensor:
@@ -66,6 +51,20 @@ def _mix_dense(logits: Tensor, log_weights: Tensor, kind: str) -> Tensor:
 
 
 def _mix_sparse(logits: Sequence[SparseLogits], log_weights: Tensor) -> SparseLogits:
+    """Mix with what a teacher leaves spread evenly; and with its draws in place of that, for losses that are linear.
+
+    Is there a teacher that only has draws, then nothing is listed in the first mixture, as in such a teacher's own.
+    """
+    if not any(one.has_draws for one in logits):
+        return _listed_by_any(logits, log_weights)
+    sampled = _listed_by_any([one.with_draws() if one.has_draws else one for one in logits], log_weights)
+    if any(one.ids.shape[-1] == 0 for one in logits):
+        none = torch.zeros_like(sampled.rest)
+        return replace(sampled, ids=sampled.ids[:, :0], log_probs=sampled.log_probs[:, :0], rest=none, sampled=sampled)
+    return replace(_listed_by_any(logits, log_weights), sampled=sampled)
+
+
+def _listed_by_any(logits: Sequence[SparseLogits], log_weights: Tensor) -> SparseLogits:
     """List every class that any teacher lists; one that does not list it holds it for one of its others."""
     classes = logits[0].classes
     ids = torch.cat([one.ids for one in logits], dim=-1)

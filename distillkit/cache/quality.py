@@ -33,7 +33,7 @@ class Quality:
         self.listed = True
         self.kl = self.mass = self.largest = 0.0
         self.products = torch.zeros(3, dtype=torch.float64)  # g·ĝ, g·g, ĝ·ĝ over all items
-        self.mean = torch.zeros(classes, dtype=torch.float64)
+        self.total = torch.zeros(classes, dtype=torch.float64)  # g summed over the items
         self.errors = torch.zeros(2, classes, dtype=torch.float64)  # of every second item, and of the others
 
     @torch.no_grad()
@@ -57,7 +57,7 @@ class Quality:
         self.mass += (probs if isinstance(kept, DenseLogits) else _listed(probs, kept)).sum().item()
         full, part = (_gradient(STUDENT * own, said, temperature) for said in (DenseLogits(own), kept))
         self.products += torch.stack([(full * part).sum(), full.square().sum(), part.square().sum()]).double()
-        self.mean += full.double().sum(dim=0)
+        self.total += full.double().sum(dim=0)
         for half in range(2):
             self.errors[half] += (part - full)[half::2].double().sum(dim=0)
 
@@ -66,18 +66,26 @@ class Quality:
 
         "kl": nats an item, KL(teacher ‖ decoded), where what is not listed is spread evenly; None if nothing is.
         "covered_mass": the teacher's probability of what is listed. "gradient_cosine": between the gradients over all
-        items and classes. "gradient_bias": length of the mean error over that of the mean gradient, estimated from two
-        halves of the items, whose noise is independent. "largest_error": of a logit that is kept whole.
+        items and classes; what adds up over items hardly shows in it. "summed_gradient_cosine" and
+        "summed_gradient_length": of the gradient summed over the items, as a bias of the output head gets it, to that
+        of the teacher, and over its length: noise averages out there, and bias stays. "gradient_bias": length of the
+        mean error over that of the mean gradient, estimated from two halves of the items, whose noise is independent.
+        "largest_error": of a logit that is kept whole.
         """
         found: dict[str, Any] = {"items": self.items, "kl": None, "covered_mass": None}
-        found |= {"gradient_cosine": None, "gradient_bias": None, "largest_error": self.largest}
+        found |= dict.fromkeys(("gradient_cosine", "summed_gradient_cosine", "summed_gradient_length", "gradient_bias"))
+        found["largest_error"] = self.largest
         if self.kind == "classes":
             both, own, other = self.products.tolist()
             found["kl"] = self.kl / self.items if self.listed else None
             found["covered_mass"] = self.mass / self.items
             found["gradient_cosine"] = both / max(sqrt(own * other), 1e-300)
+            whole, kept = self.total, self.total + self.errors.sum(dim=0)
+            length, kept_length = (max(total.norm().item(), 1e-300) for total in (whole, kept))
+            found["summed_gradient_cosine"] = (whole @ kept).item() / (length * kept_length)
+            found["summed_gradient_length"] = kept_length / length
             bias = 2 * (self.errors[0] @ self.errors[1]).clamp(min=0).sqrt()
-            found["gradient_bias"] = (bias / self.mean.norm().clamp(min=1e-300)).item()
+            found["gradient_bias"] = bias.item() / length
         return found
 
 

@@ -7,29 +7,30 @@ from typing import Any
 
 from distillkit.commands.parts import Data
 from distillkit.data.encode import Encoded
+from distillkit.data.encoder import Encoder
 from distillkit.losses.base import LogitLoss
 from distillkit.losses.objective import Objective
-from distillkit.losses.shared import TaughtLoss
 from distillkit.losses.vectors import VectorLoss
 from distillkit.models.cached import CachedTeacher
 from distillkit.models.live import LiveModel
 from distillkit.models.load import load_processor
-from distillkit.models.students import Pretrained, Student
+from distillkit.models.students import FromConfig, Pretrained, Student
 from distillkit.models.teachers import LiveTeacher
 from distillkit.reporting.console import notice
 from distillkit.tasks.base import Task
 
 
-def check_store(teacher: CachedTeacher, objective: Objective, data: Data, processor: Any) -> Data:
+def check_store(teacher: CachedTeacher, objective: Objective, data: Data, task: Task, processor: Any) -> Data:
     """Refuse a store that does not hold what the loss compares with, or not for these rows and this student.
 
-    Whether the rows are encoded in the same way is seen when they are (`answered`).
+    Whether the rows are encoded in the same way is seen by some of them, and by all when they are (`answered`).
 
     Args:
         teacher: Fits the task.
         objective: Bound.
         data: With the training rows.
-        processor: The student's tokenizer; None where the student takes the teacher's, or makes one.
+        task: Of the student.
+        processor: The student's tokenizer; None where the student makes one of the rows.
 
     Returns:
         The data, with the teacher's class names if its rows have no labels.
@@ -39,15 +40,30 @@ def check_store(teacher: CachedTeacher, objective: Objective, data: Data, proces
         for name in loss.teacher_features:
             poolings.setdefault(name, set()).add(loss.pooling if isinstance(loss, VectorLoss) else None)
     teacher.check_wanted(objective.wanted_of_teacher, poolings)
+    for key, term in zip(objective.names, objective.losses, strict=True):
+        if isinstance(term, LogitLoss):
+            teacher.check_loss(term, f"loss.terms.{key}")
     teacher.check_rows(data.rows, data.labels)
+    data = data if data.labels is not None else replace(data, labels=teacher.labels)
     if processor is not None:
         teacher.check_vocabulary(processor)
-    return data if data.labels is not None else replace(data, labels=teacher.labels)
+        teacher.check_examples(data.rows, Encoder.of(task, processor, data.labels))
+    return data
 
 
-def processor_of(student: Student, task: Task) -> Any:
-    """Load the tokenizer of a pretrained student, ahead of its weights."""
-    return load_processor(student.path, task, "student.path") if isinstance(student, Pretrained) else None
+def processor_of(student: Student, teacher: CachedTeacher, task: Task) -> Any:
+    """Load a student's tokenizer ahead of any weights, or that of the teacher, which it takes; None if it makes one."""
+    if isinstance(student, Pretrained):
+        path, key = student.path, "student.path"
+    elif isinstance(student, FromConfig) and student.tokenizer is not None:
+        if not isinstance(student.tokenizer, str):
+            return None
+        path, key = student.tokenizer, "student.tokenizer"
+    else:
+        path, key = teacher.origin[0], "teacher.path"
+    processor = load_processor(path, task, key)
+    task.adapt(processor)
+    return processor
 
 
 def load_origin(teacher: CachedTeacher, task: Task, data: Data) -> LiveModel:
@@ -61,12 +77,4 @@ def answered(teacher: CachedTeacher, rows: Encoded, objective: Objective, task: 
     teacher.check_encoded(rows)
     if task.random:
         notice("the masks are those that the teacher saw, the same in every epoch")
-    draws = all(_linear(loss, teacher.temperature) for loss in objective.losses if isinstance(loss, LogitLoss))
-    return replace(rows, said=teacher.answers(objective.wanted_of_teacher, task, draws))
-
-
-def _linear(loss: LogitLoss, temperature: float) -> bool:
-    """Tell whether a loss is linear in the teacher's probabilities at a temperature, or does not ask the teacher."""
-    if not loss.needs_teacher:
-        return True
-    return isinstance(loss, TaughtLoss) and loss.linear and not loss.scheduled and loss.temperature == temperature
+    return replace(rows, said=teacher.answers(objective.wanted_of_teacher, task))

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import torch
 
 from distillkit.cache.answers import decoded
+from distillkit.cache.examples import examples_of
 from distillkit.cache.fingerprints import (
     encoded_fingerprint,
     read_columns,
@@ -23,6 +24,7 @@ from distillkit.cache.quality import Quality
 from distillkit.cache.shards import Shards, writing
 from distillkit.cache.store import FORMAT, ITEMS, VERSION, Store, arrow, seal
 from distillkit.commands.pseudo_rows import Made
+from distillkit.data.encoder import Encoder
 from distillkit.data.rows import Rows
 from distillkit.errors import UserError
 from distillkit.generation.teacher_store import AskedForStore, TeacherStore
@@ -100,6 +102,8 @@ class StoredOutputs:
         size = sum(int(shard["bytes"]) for shard in shards)
         columns, tokenizer = read_columns(asked.data), self.live.tokenizer
         split = self.rows.split(self.generate.split)
+        labels = self.live.labels if self.task.has_classes else None
+        encoder = Encoder.of(self.task, tokenizer, labels)
         return {
             "format": FORMAT,
             "version": VERSION,
@@ -127,10 +131,11 @@ class StoredOutputs:
                 "longest": int(asked.data.lengths.max()),
                 "columns": columns,
                 "fingerprint": encoded_fingerprint(asked.data, columns),
+                "examples": examples_of(encoder, split, asked.data, columns),
             },
             "items": items,
             "classes": asked.classes,
-            "labels": self.live.labels if self.task.has_classes else None,
+            "labels": labels,
             "codec": None if asked.codec is None else asked.codec.describe(asked.classes or 0),
             "features": [kind.describe() for kind in asked.formats.values()],
             "settings": dict(settings),
@@ -183,6 +188,8 @@ def store_lines(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
         "covered_mass": ("covered mass", "{:.2%}"),
         "kl": ("KL(teacher ‖ decoded)", "{:.2e} nats"),
         "gradient_cosine": ("gradient cosine", "{:.6f}"),
+        "summed_gradient_cosine": ("summed gradient: cosine", "{:.6f}"),
+        "summed_gradient_length": ("summed gradient: length", "{:.4f}"),
         "gradient_bias": ("gradient bias", "{:.2e}"),
     }
     return lines + [

@@ -18,6 +18,7 @@ from distillkit.data.encoder import Encoder, Piece, encode_pieces
 from distillkit.data.packing import pack
 from distillkit.data.plans import SplitPlan
 from distillkit.data.rows import Rows
+from distillkit.data.selection import all_but
 from distillkit.errors import UserError
 from distillkit.reporting.console import notice
 from distillkit.schema import TrainSettings
@@ -127,9 +128,8 @@ def encode(rows: Rows, split: str, task: Task, tokenizer: Any, labels: list[str]
     report = partial(_report_bad, rows, split, len(table))
     bad = find_bad_rows(table, task, labels)
     report(bad)
-    good = np.setdiff1d(np.arange(len(table)), list(bad))
-    ids = None if labels is None else {name: index for index, name in enumerate(labels)}
-    encoder = Encoder(task, tokenizer, ids)
+    good = all_but(bad, len(table))
+    encoder = Encoder.of(task, tokenizer, labels)
 
     def make(writer: TableWriter) -> dict[str, Any]:
         left_out, truncated = 0, 0

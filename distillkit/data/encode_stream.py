@@ -94,8 +94,7 @@ def encode_training(rows: Rows, task: Task, tokenizer: Any, labels: list[str] | 
     stream = rows.stream
     if stream is None:
         return encode(rows, "train", task, tokenizer, labels)
-    ids = None if labels is None else {name: index for index, name in enumerate(labels)}
-    encoder = Encoder(task, copy.deepcopy(tokenizer), ids)
+    encoder = Encoder.of(task, copy.deepcopy(tokenizer), labels)
     columns, how = frozenset(stream.first.table.column_names), rows.handling.on_bad_row
     encode_window = WindowEncoder(encoder, lambda batch: task.collate(batch, tokenizer), labels, how, columns)
     first = encode_window(stream.first)

@@ -16,6 +16,7 @@ from distillkit.data.checks import find_bad_rows
 from distillkit.data.encode import Counts, Encoded
 from distillkit.data.encoder import Encoder, encode_pieces
 from distillkit.data.rows import Window
+from distillkit.data.selection import all_but
 from distillkit.signals import Batch
 
 
@@ -65,7 +66,7 @@ class WindowEncoder:
             table = table.add_column(name, [None] * rows)
         bad = find_bad_rows(table, self.encoder.task, self.labels) if rows else {}
         writer, left_out, truncated = TableWriter(None), 0, 0
-        for piece in encode_pieces(self.encoder, table, np.setdiff1d(np.arange(rows), list(bad)), workers=0):
+        for piece in encode_pieces(self.encoder, table, all_but(bad, rows), workers=0):
             bad |= piece.bad
             left_out += piece.left_out
             truncated += piece.truncated

@@ -31,6 +31,11 @@ class Encoder:
     tokenizer: Any
     label_ids: dict[str, int] | None
 
+    @classmethod
+    def of(cls, task: Task, tokenizer: Any, labels: list[str] | None) -> Encoder:
+        """Make it for class names in the order of their ids; None for tasks without classes."""
+        return cls(task, tokenizer, None if labels is None else {name: index for index, name in enumerate(labels)})
+
     def __call__(self, rows: dict[str, list[Any]], indices: list[int]) -> Piece:
         """Encode some rows, which are those of `indices` in their split."""
         columns = dict(self.task.encode(rows, self.tokenizer, self.label_ids))

@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from distillkit.data.bad_rows import SHOWN, listed
+from distillkit.data.cache import TableWriter, cache_folder, cached
+from distillkit.data.digest import code_digest, digest, table_digest
 from distillkit.data.rows import SPLITS
 from distillkit.data.selection import Selection
 from distillkit.data.splits import key_columns, keys
 from distillkit.errors import UserError
 
+LARGE = 32 << 20  # bytes of text: among more, what was found is remembered
 ON_LEAK = ("report", "refuse", "drop", "ignore")
 
 
@@ -44,28 +48,42 @@ class Texts:
         return np.concatenate([np.zeros(0, bool), *(texts.to_numpy(zero_copy_only=False) for texts in found)])
 
 
-def find_leaks(rows: Mapping[str, Selection]) -> dict[str, np.ndarray]:
+def find_leaks(rows: Mapping[str, Selection], cache: str | bool | None = False) -> dict[str, np.ndarray]:
     """Find the rows that also stand in a later split: split → bool `[rows]`, for splits that have such rows.
 
     Texts are compared in lower case, letters and digits only: of pairs both, of questions about a context the
-    context, of instructions instruction and input.
+    context, of instructions instruction and input. What was found among many is remembered by their content.
 
     Args:
         rows: Of each split.
+        cache: As `Handling.cache`.
     """
-    present = [split for split in SPLITS if split in rows]
-    leaks: dict[str, np.ndarray] = {}
+    present = [rows[split] for split in SPLITS if split in rows]
     if len(present) < 2:
-        return leaks
-    columns = key_columns(sorted(set.intersection(*(set(rows[split].names) for split in present))))
+        return {}
+    columns = key_columns(sorted(set.intersection(*(set(split.names) for split in present))))
     if not columns:
-        return leaks
-    for position, split in enumerate(present[:-1]):
-        later = Texts.of([rows[other] for other in present[position + 1 :]], columns)
-        found = later.stand_in(rows[split])
-        if found.any():
-            leaks[split] = found
+        return {}
+    texts = [split.table.select(columns) for split in present]
+    folder = cache_folder(cache) if sum(table.nbytes for table in texts) > LARGE else None
+    chosen = (pa.table({"kept": split.kept}) for split in present)
+    key = "" if folder is None else digest([table_digest(table) for table in (*texts, *chosen)], code_digest())
+    places, _ = cached(folder, key, partial(_search, present, columns))
+    leaks = {}
+    for position, split in enumerate(split for split in SPLITS if split in rows):
+        found = places["row"].filter(pc.equal(places["split"], position)).to_numpy()
+        if len(found):
+            leaks[split] = np.zeros(len(rows[split]), dtype=bool)
+            leaks[split][found] = True
     return leaks
+
+
+def _search(splits: Sequence[Selection], columns: tuple[str, ...], writer: TableWriter) -> dict[str, Any]:
+    """Write the position of a split and the index of a row for each row that also stands in a later split."""
+    for position, split in enumerate(splits[:-1]):
+        found = np.flatnonzero(Texts.of(splits[position + 1 :], columns).stand_in(split))
+        writer.write(pa.table({"split": np.full(len(found), position), "row": found}))
+    return {}
 
 
 def settle_leaks(leaks: Mapping[str, np.ndarray], where: Callable[[str, int], str], on_leak: str) -> list[str]:

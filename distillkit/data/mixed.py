@@ -100,7 +100,7 @@ def _leaks(rows: Rows, owners: Mapping[str, Rows]) -> dict[str, np.ndarray]:
     if not others:
         return {}
     selections = {split: Selection.of(table) for split, table in {"train": rows.split("train"), **others}.items()}
-    return {split: found for split, found in find_leaks(selections).items() if split == "train"}
+    return {split: found for split, found in find_leaks(selections, rows.handling.cache).items() if split == "train"}
 
 
 def _labels(loaded: dict[str, Rows]) -> list[str] | None:

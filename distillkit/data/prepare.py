@@ -133,7 +133,7 @@ def prepare(name: str, raws: Mapping[str, Raw], wanted: Preparation) -> Rows:
         whole = parts.pop("train")
         parts = {"train": whole.only(~chosen), "validation": whole.only(chosen), **parts}
     if wanted.on_leak != "ignore":
-        leaks = find_leaks({split: part.rows for split, part in parts.items()})
+        leaks = find_leaks({split: part.rows for split, part in parts.items()}, wanted.handling.cache)
         notes += settle_leaks(leaks, partial(_place, parts), wanted.on_leak)
         if wanted.on_leak == "drop":
             parts |= {split: parts[split].only(~found) for split, found in leaks.items()}
@@ -191,10 +191,10 @@ def prepare_split(raw: Raw, wanted: Preparation) -> Prepared:
     table, declared = name_classes(read_answers(one_type(table)), features)
     kept = _filter(raw, table, wanted)
     table, unfilled = _fill_templates(raw, table, wanted)
-    bad = {index: unfilled[index] for index in np.intersect1d(kept, list(unfilled)).tolist()}
+    bad = np.isin(kept, np.fromiter(unfilled, np.int64))
     count = len(raw.broken)
-    problems = {**dict(enumerate(raw.broken)), **{index + count: reason for index, reason in bad.items()}}
-    left = Part(raw, Selection(table, np.setdiff1d(kept, list(bad))))
+    problems = {**dict(enumerate(raw.broken)), **{index + count: unfilled[index] for index in kept[bad].tolist()}}
+    left = Part(raw, Selection(table, kept[~bad]))
     return Prepared(left, len(raw.table) - len(kept), len(kept) + count, problems, declared)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,13 @@ from datasets import Dataset
 
 LARGE = 256 << 20  # bytes: tables of more are not copied in memory
 BATCH = 10_000  # rows
+
+
+def all_but(left_out: Collection[int], count: int) -> np.ndarray:
+    """Return the indices below `count` that are not left out: int64, ascending."""
+    kept = np.ones(count, dtype=bool)
+    kept[list(left_out)] = False
+    return np.flatnonzero(kept)
 
 
 @dataclass(frozen=True)

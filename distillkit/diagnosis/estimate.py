@@ -125,8 +125,9 @@ def estimate(training: Training, outlines: Outlines) -> Estimate:
     with outlines.faking():
         row = outlines.batch(longest)
         with tuned(training.student, settings, row, training.steps or 1) as trained:
-            needed, _ = _micro_batch(training, outlines, longest, items[0])
-            _, cost = _micro_batch(training, outlines, typical, items[1])
+            needed, cost = _micro_batch(training, outlines, longest, items[0])
+            if typical is not longest:
+                _, cost = _micro_batch(training, outlines, typical, items[1])
     apart = training.processes if outlines.device.type == "cuda" else 1  # processes on a CPU share it
     several = ceil(share / micro) > 1
     memory = _memory(training, trained, needed, copies=int(several) + int(training.processes > 1))

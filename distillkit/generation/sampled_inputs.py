@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
+from distillkit.data.selection import all_but
 from distillkit.errors import UserError
 from distillkit.generation.backends.base import Backend, Prompt, Sampling, Writer
 from distillkit.generation.base import at_least_one
@@ -70,7 +71,7 @@ class SampledInputs:
             raise UserError(
                 "pairs of texts are not made up", where="generate.maker", fix="use generate/maker=substitution"
             )
-        usable = np.setdiff1d(np.arange(len(table)), list(bad))
+        usable = all_but(bad, len(table))
         return SampledTexts(self, table.select(usable), seed, self.backend.open(None, None))
 
 

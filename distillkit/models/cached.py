@@ -7,16 +7,23 @@ from typing import Any
 from transformers import AutoConfig
 
 from distillkit.cache.answers import Answers
+from distillkit.cache.dense import Dense
+from distillkit.cache.examples import difference
 from distillkit.cache.fingerprints import encoded_fingerprint, task_settings, vocabulary_fingerprint
+from distillkit.cache.sparse import Sparse
 from distillkit.cache.store import Store
 from distillkit.data.digest import rows_digest
 from distillkit.data.encode import Encoded
+from distillkit.data.encoder import Encoder
 from distillkit.data.rows import Rows
 from distillkit.errors import UserError
+from distillkit.losses.base import LogitLoss
+from distillkit.losses.shared import TaughtLoss
 from distillkit.signals import Batch, Model, Signal, Wanted
 from distillkit.tasks.base import Task
 
 KEY = "teacher.path"
+ANEW = "use the tokenizer and chat template of the teacher, or make it anew"
 
 
 class CachedTeacher:
@@ -87,6 +94,9 @@ class CachedTeacher:
             for name, what in (("classes", "classes"), ("labels", "class names"), ("tokenizer", "tokenizer")):
                 if store.facts[name] != self.stores[0].facts[name]:
                     raise _refused(store, f"has other {what} than {self.paths[0]}: they cannot be mixed")
+            holds, first = _kind_of_logits(store), _kind_of_logits(self.stores[0])
+            if holds != first:
+                raise _refused(store, f"holds {holds}, and {self.paths[0]} {first}: they cannot be mixed")
 
     def check_rows(self, rows: Rows, labels: list[str] | None, split: str = "train") -> None:
         """Refuse other rows of a split than the teacher was asked about, and other classes."""
@@ -117,7 +127,34 @@ class CachedTeacher:
             of = store.facts["encoded"]
             if len(data) != of["rows"] or encoded_fingerprint(data, of["columns"]) != of["fingerprint"]:
                 what = f"is about rows that were encoded in another way ({of['rows']:,} there, {len(data):,} here)"
-                raise _refused(store, what, "use the tokenizer and chat template of the teacher, or make it anew")
+                raise _refused(store, what, ANEW)
+
+    def check_examples(self, rows: Rows, encoder: Encoder) -> None:
+        """Refuse a student that reads some training rows in another way than the teacher; in milliseconds."""
+        for store in self.stores:
+            of = store.facts["encoded"]
+            found = difference(encoder, rows.split("train"), of.get("examples", []), of["columns"])
+            if found is not None:
+                row, how = found
+                what = f"is about rows that were encoded in another way: {rows.where('train', row)} {how}"
+                raise _refused(store, what, ANEW)
+
+    def check_loss(self, loss: LogitLoss, key: str) -> None:
+        """Refuse a loss that needs more of the teacher's logits than was kept, by its config key."""
+        name, taught = type(loss).__name__, isinstance(loss, TaughtLoss)
+        linear = isinstance(loss, TaughtLoss) and loss.linear and not loss.scheduled
+        for store in self.stores:
+            codec = store.codec
+            if not isinstance(codec, Sparse) or not loss.needs_teacher:
+                continue
+            if codec.k == 0 and not (linear and loss.temperature == codec.temperature):
+                what = f"{name} needs the teacher's likeliest classes, and {store.path} only holds random draws"
+                fix = f"use ForwardKL or SoftCrossEntropy at temperature {codec.temperature:g}, or store top_k_sampled"
+                raise UserError(what, where=key, fix=fix)
+            if taught and loss.absolute and (len(self.stores) > 1 or not codec.normaliser):
+                what = f"{name} compares logits as they are, and {self._names} holds log-probabilities"
+                fix = "compare centred logits, or make one store with generate.codec.normaliser=true"
+                raise UserError(what, where=key, fix=fix)
 
     def check_wanted(self, wanted: Wanted, poolings: dict[str, set[str | None]]) -> None:
         """Refuse a loss that compares what was not kept.
@@ -142,14 +179,9 @@ class CachedTeacher:
                 what = f"{self._names} holds {name} pooled ({kept}), and the loss does not pool it so"
                 raise UserError(what, where=KEY, fix="set the loss's pooling, or make it with generate.pooling=null")
 
-    def answers(self, wanted: Wanted, task: Task, draws: bool = False) -> Answers:
-        """Return what decodes the stores; `draws`: how several are mixed (`distillkit.cache.mixture`)."""
-        return Answers(self.stores, self.weights, wanted, task.output_kind, draws)
-
-    @property
-    def temperature(self) -> float:
-        """Of the probabilities that the (first) store holds."""
-        return float((self.stores[0].facts["codec"] or {"arguments": {}})["arguments"].get("temperature", 1.0))
+    def answers(self, wanted: Wanted, task: Task) -> Answers:
+        """Return what decodes the stores."""
+        return Answers(self.stores, self.weights, wanted, task.output_kind)
 
     def load(self, task: Task, labels: list[str] | None) -> Model:  # noqa: ARG002
         """Return the teacher; there is nothing to load."""
@@ -165,3 +197,9 @@ def stored_signal(batch: Batch) -> Signal:
 
 def _refused(store: Store, what: str, fix: str | None = None) -> UserError:
     return UserError(f"{store.path} {what}", where=store.key, fix=fix)
+
+
+def _kind_of_logits(store: Store) -> str:
+    if isinstance(store.codec, Sparse):
+        return f"some of the probabilities at temperature {store.codec.temperature:g}"
+    return "all logits" if isinstance(store.codec, Dense) else "no logits"

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForMaskedLM
 
+from distillkit.data.selection import all_but
 from distillkit.errors import UserError
 from distillkit.metrics.likelihood import likelihood_metrics
 from distillkit.models.head import head_signal
@@ -78,7 +79,7 @@ class MaskedLM(Task):
 
     def collate(self, rows: list[Row], tokenizer: Any) -> Batch:
         """Pad rows and hide tokens; each row's `draw` decides which."""
-        ordinary = np.setdiff1d(np.arange(len(tokenizer)), tokenizer.all_special_ids)
+        ordinary = all_but(tokenizer.all_special_ids, len(tokenizer))
         shown, chosen = [], []
         for row in rows:
             random = np.random.default_rng(row["draw"])

@@ -56,13 +56,14 @@ def main() -> None:
     )
     for step in range(options.steps):
         batch = train.batch(order[step * options.batch : (step + 1) * options.batch].tolist())
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=options.bf16):
             said = head_signal(teacher.model, batch)
         for name, (codec, loss) in ways.items():
             taught = said if codec is None else stored(codec, said, step)
             rate = options.learning_rate * min(1.0, 2 * (1 - step / options.steps), (step + 1) / 20)
             optimizers[name].param_groups[0]["lr"] = rate
-            learn(students[name], optimizers[name], loss, batch, taught)
+            with torch.autocast("cpu", torch.bfloat16, enabled=options.bf16):
+                learn(students[name], optimizers[name], loss, batch, taught)
     losses = {name: held_out(one, test, options.rows) for name, one in students.items()}
     losses["the teacher"] = held_out(teacher.model, test, options.rows)
     show(losses)
@@ -82,6 +83,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=8, help="rows of 128 tokens")
     parser.add_argument("--rows", type=int, default=200, help="of the test split")
     parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--bf16", action="store_true", help="compute in bfloat16 where autocast does")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--output", type=Path, help="write the JSON here")
     return parser.parse_args()

@@ -4,28 +4,27 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
+from tokenizers.processors import TemplateProcessing
 
 from distillkit.cache.dense import Dense
-from distillkit.cache.mixture import mix
-from distillkit.cache.sparse import TopKSampled
+from distillkit.cache.sparse import Sampled, TopK, TopKSampled
 from distillkit.commands import eval as evaluation
 from distillkit.commands import train
 from distillkit.commands.stored_outputs import FOLDER
 from distillkit.data.files import FileDataset
 from distillkit.errors import UserError
 from distillkit.models.cached import CachedTeacher
+from distillkit.models.live import LiveModel
 from distillkit.reporting.files import read_report
 from distillkit.schema import Config
-from distillkit.signals import DenseLogits, SparseLogits
 from distillkit.tasks.causal_lm import CausalLM
+from distillkit.tasks.chat import find_template
 from tests.pseudo import config
 from tests.stores import make_store
-from tests.tiny import LABELS, classifier, data_files, events, language_model, rows, save, write_jsonl
+from tests.tiny import LABELS, classifier, data_files, events, language_model, llama, rows, save, tokenizer, write_jsonl
 
 KD = {"_target_": "distillkit.losses.divergences.ForwardKL", "temperature": 2.0}
 HARD = {"_target_": "distillkit.losses.task.CrossEntropy"}
@@ -136,9 +135,19 @@ def test_rows_without_labels_take_the_classes_of_the_store(classes, tmp_path):
     assert list(saved["id2label"].values()) == LABELS
 
 
+@pytest.fixture
+def no_weights(monkeypatch) -> None:
+    def weights(*arguments: object, **named: object) -> None:
+        raise AssertionError("weights were loaded")
+
+    monkeypatch.setattr("distillkit.models.students.load_live", weights)
+    monkeypatch.setattr("distillkit.models.teachers.load_live", weights)
+
+
 REFUSALS = {
     "other rows": ({"dataset": {"train": "other"}}, "is about other data: .*40 rows.*30 rows"),
     "another length": ({"task": {"max_length": 16}}, r"was made with task\.max_length=32, and here it is 16"),
+    "another truncation": ({"task": {"truncation": "left"}}, r"was made with task\.truncation='right', and here it is"),
     "another tokenizer": ({"student": {"path": "other"}}, "was made with another tokenizer"),
     "not finished": ({}, "is a teacher store that is not finished"),
     "features": ({"loss": objective(hidden=HIDDEN)}, r"does not hold layers\.1\.hidden; make it with"),
@@ -146,7 +155,7 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize("what", REFUSALS)
-def test_a_store_that_does_not_fit_is_refused_at_once_and_before_any_weight(classes, tmp_path, monkeypatch, what):
+def test_a_store_that_does_not_fit_is_refused_at_once_and_before_any_weight(classes, tmp_path, no_weights, what):
     changes, said = REFUSALS[what]
     path = store(classes, tmp_path)
     if what == "not finished":
@@ -162,32 +171,60 @@ def test_a_store_that_does_not_fit_is_refused_at_once_and_before_any_weight(clas
         classes.loss = changes["loss"]
     elif changes:
         classes.task |= changes["task"]
-
-    def weights(*arguments: object, **named: object) -> None:
-        raise AssertionError("weights were loaded")
-
-    monkeypatch.setattr("distillkit.models.students.load_live", weights)
     started = time.monotonic()
     with pytest.raises(UserError, match=said):
         train.main(from_store(classes, tmp_path, path))
     assert time.monotonic() - started < 2
 
 
-def test_another_way_of_encoding_is_refused(language, tmp_path):
-    """A tokenizer of the same tokens that puts one before each text."""
+ENCODINGS = {
+    "start": r"data/train\.jsonl:1 begins with '<\|endoftext\|>.* tokens\), and began with '",
+    "template": r"data/train\.jsonl:1 begins with '<\|im_.* tokens\), and began with 'User: ",
+}
+
+
+@pytest.mark.parametrize(
+    ("how", "student"),
+    [("start", "pretrained"), ("start", "from_teacher"), ("start", "from_config"), ("template", "pretrained")],
+)
+def test_another_way_of_encoding_is_refused_at_once_and_before_any_weight(language, tmp_path, no_weights, how, student):
+    """A tokenizer of the same tokens that puts one before each text, or that has another chat template."""
+    live, other = (LiveModel(llama(layers), tokenizer(), CausalLM(max_length=96)) for layers in (2, 1))
+    language.task["max_length"] = 96
+    if how == "start":
+        other.tokenizer._tokenizer.post_processor = TemplateProcessing(
+            single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
+        )
+    else:
+        live.tokenizer.chat_template, other.tokenizer.chat_template = (find_template(n) for n in ("plain", "chatml"))
+        turns = [{"role": "user", "content": "a fine day"}, {"role": "assistant", "content": "lovely"}]
+        language.dataset["train"] = str(write_jsonl(tmp_path / "data/train.jsonl", [{"messages": turns}] * 20))
+        language.dataset["columns"] = {"messages": "messages"}
+        del language.dataset["validation"], language.dataset["test"]
+    path = store(language, tmp_path, live)
+    if student == "pretrained":
+        save(other, tmp_path / "student")
+    elif student == "from_teacher":
+        save(other, tmp_path / "store/teacher")
+        language.student = {"_target_": "distillkit.models.students.FromTeacher", "layers": 1}
+    else:
+        save(other, tmp_path / "other")
+        language.student = {"_target_": "distillkit.models.students.FromConfig", "tokenizer": str(tmp_path / "other")}
+        language.student |= {"model_type": "llama", "config": {"hidden_size": 16, "num_hidden_layers": 1}}
+    made = from_store(language, tmp_path, path)
+    started = time.monotonic()
+    with pytest.raises(UserError, match=f"encoded in another way: .*{ENCODINGS[how]}"):
+        train.main(made)
+    assert time.monotonic() - started < 2
+
+
+def test_rows_that_are_no_example_are_compared_when_they_are_encoded(language, tmp_path):
     path = store(language, tmp_path)
-    student = language_model(layers=1)
-    student.tokenizer.add_bos_token = True
-    student.tokenizer._tokenizer.post_processor = _with_start()
-    save(student, tmp_path / "student")
+    about = json.loads((path / "store.json").read_text())
+    about["encoded"]["fingerprint"] = "another"
+    (path / "store.json").write_text(json.dumps(about))
     with pytest.raises(UserError, match="encoded in another way"):
         train.main(from_store(language, tmp_path, path))
-
-
-def _with_start():
-    from tokenizers.processors import TemplateProcessing
-
-    return TemplateProcessing(single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)])
 
 
 def test_metrics_and_what_is_reported_do_not_matter(classes, tmp_path):
@@ -224,55 +261,36 @@ def test_stores_of_other_classes_do_not_mix(classes, tmp_path):
         train.main(from_store(classes, tmp_path, one, other))
 
 
-def test_the_mixture_is_that_of_the_probabilities():
-    torch.manual_seed(0)
-    logits = [torch.randn(7, 9), 3 * torch.randn(7, 9)]
-    expected = sum(w * one.double().softmax(dim=-1) for w, one in zip((0.25, 0.75), logits, strict=True))
-    dense = mix([DenseLogits(one) for one in logits], [0.25, 0.75], "classes")
-    assert dense.values.exp() == pytest.approx(expected, abs=1e-6)
-    labels = mix([DenseLogits(one) for one in logits], [0.25, 0.75], "labels")
-    on = sum(w * one.double().sigmoid() for w, one in zip((0.25, 0.75), logits, strict=True))
-    assert labels.values.double().sigmoid() == pytest.approx(on, abs=1e-6)
-    scores = mix([DenseLogits(one) for one in logits], [0.25, 0.75], "scores")
-    assert scores.values == pytest.approx(0.25 * logits[0] + 0.75 * logits[1], abs=1e-6)
+REVERSE = {"_target_": "distillkit.losses.divergences.ReverseKL"}
+MSE = {"_target_": "distillkit.losses.logits.LogitMSE", "centred": False}
+NEEDS = {
+    "reverse": (REVERSE, Sampled(), "ReverseKL needs the teacher's likeliest classes, and .* only holds random draws"),
+    "warmer": (KD, Sampled(), "ForwardKL needs the teacher's likeliest classes, and .* only holds random draws"),
+    "mse": (MSE, TopK(), "LogitMSE compares logits as they are, and .* holds log-probabilities; compare centred"),
+}
 
 
-@pytest.mark.parametrize("k", [2, 5, 9])
-def test_the_mixture_of_sparse_teachers_spreads_what_each_has_left(k):
-    torch.manual_seed(0)
-    sparse = [SparseLogits.best(scale * torch.randn(7, 9), k) for scale in (1, 3)]
-    expected = sum(w * one.rows(0, 7).double().exp() for w, one in zip((0.25, 0.75), sparse, strict=True))
-    mixed = mix(sparse, [0.25, 0.75], "classes")
-    assert mixed.rows(0, 7).double().exp() == pytest.approx(expected, abs=1e-6)
-    listed = [set(row) - {-1} for row in mixed.ids.tolist()]
-    assert listed == [set(a) | set(b) for a, b in zip(*(one.ids.tolist() for one in sparse), strict=True)]
+@pytest.mark.parametrize("term", NEEDS)
+def test_a_loss_that_needs_more_than_was_kept_is_refused_before_any_weight(language, tmp_path, no_weights, term):
+    loss, codec, said = NEEDS[term]
+    path = store(language, tmp_path, codec=codec)
+    language.loss = objective(hard=HARD, **{term: loss})
+    with pytest.raises(UserError, match=rf"^loss\.terms\.{term}: {said}"):
+        train.main(from_store(language, tmp_path, path))
 
 
-def test_draws_take_part_in_a_mixture_for_losses_that_are_linear():
-    torch.manual_seed(0)
-    logits = [2 * torch.randn(1, 12).double() for _ in range(2)]
-    codec = TopKSampled(k=3, draws=6)
-    kept = []
-    for index, one in enumerate(logits):
-        same = one.float().expand(4000, -1).contiguous()
-        coded = codec.encode(same, torch.arange(4000) + 10_000 * index)
-        kept.append(codec.decode(coded.pack([4000]), 12))
-    expected = sum(w * one[0].softmax(dim=-1) for w, one in zip((0.25, 0.75), logits, strict=True))
-    drawn = mix(kept, [0.25, 0.75], "classes", draws=True)
-    found = torch.zeros(4000, 13, dtype=torch.float64)
-    found.scatter_add_(1, drawn.ids.where(drawn.ids >= 0, 12), drawn.log_probs.double().exp())
-    mean, error = found[:, :12].mean(dim=0), found[:, :12].std(dim=0) / 4000**0.5
-    assert ((mean - expected).abs() < 5 * error + 2e-3).all()  # 8 bits of what is listed
-    even = mix(kept, [0.25, 0.75], "classes")
-    assert even.drawn is None
-    assert even.rows(0, 1).exp().sum() == pytest.approx(1, abs=1e-5)
-    alone = [replace(one, ids=one.ids[:, :0], log_probs=one.log_probs[:, :0]) for one in kept]
-    with pytest.raises(UserError, match="only hold random draws"):
-        mix(alone, [0.5, 0.5], "classes")
-    with pytest.raises(UserError, match="different temperatures"):
-        mix([kept[0], replace(kept[1], temperature=2.0)], [0.5, 0.5], "classes")
-    with pytest.raises(UserError, match="of whole and of sparse"):
-        mix([kept[0], DenseLogits(torch.zeros(4000, 12))], [0.5, 0.5], "classes")
+@pytest.mark.parametrize(("kept", "said"), [(Dense(), "all logits"), (TopK(temperature=2.0), "some of .* 2")])
+def test_stores_that_keep_logits_in_other_ways_do_not_mix(language, tmp_path, kept, said):
+    paths = [store(language, tmp_path, codec=codec, name=str(index)) for index, codec in enumerate((TopK(), kept))]
+    with pytest.raises(UserError, match=rf"^teacher\.path\.1: .* holds {said}.*, and .* some of .*: they cannot be"):
+        train.main(from_store(language, tmp_path, *paths))
+
+
+def test_a_mixture_of_stores_of_draws_trains(language, tmp_path):
+    codecs = {"one": Sampled(draws=8, temperature=2.0), "two": TopKSampled(k=4, draws=8, temperature=2.0)}
+    paths = [store(language, tmp_path, name=name, codec=codec) for name, codec in codecs.items()]
+    train.main(from_store(language, tmp_path, *paths))
+    assert len(losses(tmp_path, "cached")) == 6
 
 
 def test_eval_checks_a_store_and_compares_it_with_its_teacher(classes, tmp_path, capsys):
@@ -284,7 +302,8 @@ def test_eval_checks_a_store_and_compares_it_with_its_teacher(classes, tmp_path,
     assert report["stores"]["store"]["quality"]["kl"] == pytest.approx(0, abs=1e-6)
     assert report["stores"]["store"]["quality"]["gradient_cosine"] == pytest.approx(1, abs=1e-6)
     said = capsys.readouterr().out
-    for title in ("bytes per item", "covered mass", "KL(teacher ‖ decoded)", "gradient cosine", "gradient bias"):
+    titles = ["bytes per item", "covered mass", "KL(teacher ‖ decoded)", "gradient cosine", "gradient bias"]
+    for title in (*titles, "summed gradient: cosine", "summed gradient: length"):
         assert title in said
     assert "gradient cosine" in (tmp_path / "measured/report.md").read_text()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from distillkit.data import leaks
 from distillkit.data.files import FileDataset
 from distillkit.data.mixed import MixedDataset
 from distillkit.data.rows import Rows
@@ -85,3 +86,22 @@ def test_leaks_between_sources(tmp_path):
     assert set(rows.splits["train"]["text"][:]) == {*TRAIN, "six"}
     last = len(rows.splits["train"]) - 1
     assert rows.where("train", last).endswith("p.jsonl:1")
+
+
+def test_what_was_found_among_many_rows_is_remembered_until_a_row_changes(tmp_path, monkeypatch):
+    searched = []
+    search = leaks._search
+    monkeypatch.setattr(leaks, "LARGE", 0)
+    monkeypatch.setattr(leaks, "_search", lambda *arguments: searched.append(1) or search(*arguments))
+    found = [source(tmp_path, on_leak="drop", cache=str(tmp_path / "cache")).load() for _ in range(3)]
+    assert len(searched) == 1
+    assert [texts(rows) for rows in found] == [texts(found[0])] * 3
+    assert found[2].notes == found[0].notes
+    assert texts(source(tmp_path, on_leak="drop", cache=False).load()) == texts(found[0])
+    filtered = source(tmp_path, cache=str(tmp_path / "cache"), filter={"text": {"not": "two"}}).load()
+    assert len(searched) == 3
+    assert filtered.notes[-2].startswith("3 of 4 train rows also stand in a later split")
+    monkeypatch.setitem(globals(), "TRAIN", ["five", *TRAIN[1:]])
+    changed = source(tmp_path, cache=str(tmp_path / "cache")).load()
+    assert len(searched) == 4
+    assert changed.notes[0].startswith(f"3 of 5 train rows also stand in a later split: {tmp_path / 'train.jsonl'}:1")

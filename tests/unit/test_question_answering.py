@@ -8,7 +8,10 @@ import pytest
 import torch
 from transformers import BertConfig
 
+from distillkit.commands.compare import cut
 from distillkit.commands.parts import check_fit
+from distillkit.data.encode import encode
+from distillkit.data.files import FileDataset
 from distillkit.errors import UserError
 from distillkit.losses.attention import AttentionKL
 from distillkit.losses.decoupled import DecoupledKD
@@ -32,6 +35,7 @@ from distillkit.signals import ABSENT, IGNORE
 from distillkit.tasks.question_answering import QuestionAnswering
 from tests.encoders import collate, encoder, padded, rows_of, value
 from tests.questions import ANSWERS, CONTEXTS, GIVEN, QUESTIONS, ROWS, SMALL, TOKENIZERS
+from tests.tiny import write_jsonl
 
 
 @pytest.fixture(params=TOKENIZERS)
@@ -216,3 +220,15 @@ def test_a_model_gets_two_outputs():
         QuestionAnswering().prepare(config, None, trained=True, key="teacher.path")
     QuestionAnswering().prepare(config, None, trained=False, key="student.path")
     assert config.num_labels == 2
+
+
+def test_a_limit_of_an_evaluation_counts_questions(tmp_path):
+    lines = [dict(zip(ROWS, values, strict=True)) for values in zip(*ROWS.values(), strict=True)]
+    rows = FileDataset(test=str(write_jsonl(tmp_path / "test.jsonl", lines))).load()
+    whole = encode(rows, "test", QuestionAnswering(**SMALL), TOKENIZERS["bytes"], None)
+    assert len(whole) > len(lines)
+    for limit in (1, 2, 3, 4, None):
+        some = cut(whole, limit)
+        kept = whole.origins < (limit or len(lines))
+        assert some.origins.tolist() == whole.origins[kept].tolist()
+        assert some.lengths.tolist() == whole.lengths[kept].tolist()

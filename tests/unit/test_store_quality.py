@@ -52,6 +52,10 @@ def test_a_sparse_store_is_measured_at_its_temperature(temperature):
     full, part = (temperature * (q - target) for target in (p, bucket))
     cosine = (full * part).sum() / (full.norm() * part.norm())
     assert found["gradient_cosine"] == pytest.approx(cosine.item(), rel=1e-5)
+    whole, kept_whole = full.sum(dim=0), part.sum(dim=0)
+    cosine = whole @ kept_whole / (whole.norm() * kept_whole.norm())
+    assert found["summed_gradient_cosine"] == pytest.approx(cosine.item(), rel=1e-5)
+    assert found["summed_gradient_length"] == pytest.approx((kept_whole.norm() / whole.norm()).item(), rel=1e-5)
     halves = (part - full).mean(dim=0)
     assert 0 < found["gradient_bias"] < 2 * halves.norm() / full.mean(dim=0).norm()
 
@@ -61,6 +65,8 @@ def test_a_store_of_whole_logits_is_the_teacher():
     assert found["kl"] == pytest.approx(0, abs=1e-6)
     assert found["covered_mass"] == pytest.approx(1)
     assert found["gradient_cosine"] == pytest.approx(1)
+    assert found["summed_gradient_cosine"] == pytest.approx(1)
+    assert found["summed_gradient_length"] == pytest.approx(1)
     assert found["gradient_bias"] == pytest.approx(0, abs=1e-6)
     assert found["largest_error"] == 0
 
@@ -69,6 +75,26 @@ def test_draws_leave_no_bias_and_the_likeliest_classes_alone_leave_some():
     drawn, kept = (measured(codec, 4000)[0] for codec in (TopKSampled(k=3, draws=8), TopK(k=3)))
     assert kept["gradient_bias"] > 5 * drawn["gradient_bias"]
     assert drawn["gradient_bias"] < 0.02
+
+
+def test_the_summed_gradient_shows_a_bias_that_the_cosine_by_item_hides():
+    """Every item is about another class, and half of the others are always likelier: that a head alone cannot tell."""
+    torch.manual_seed(0)
+    items, classes = 2000, 400
+    logits = 0.3 * torch.randn(items, classes)
+    logits[:, : classes // 2] += 3
+    logits[torch.arange(items), torch.randint(classes, (items,))] = 9.2
+    found = {}
+    for codec in (TopK(k=4), TopKSampled(k=4, draws=32)):
+        quality = Quality(classes, "classes")
+        kept = codec.decode(codec.encode(logits, torch.arange(items)).pack([items]), classes)
+        quality.add(DenseLogits(logits), kept)
+        found[codec.name] = quality.report()
+    kept, drawn = found["top_k"], found["top_k_sampled"]
+    assert kept["gradient_cosine"] > 0.9999 > drawn["gradient_cosine"]
+    assert 1 - kept["summed_gradient_cosine"] > 100 * (1 - kept["gradient_cosine"])
+    assert kept["summed_gradient_length"] > 1.1
+    assert drawn["summed_gradient_length"] == pytest.approx(1, abs=0.01)
 
 
 def test_draws_alone_list_nothing():
@@ -85,6 +111,8 @@ def test_scores_and_labels_are_compared_as_they_are():
         "kl": None,
         "covered_mass": None,
         "gradient_cosine": None,
+        "summed_gradient_cosine": None,
+        "summed_gradient_length": None,
         "gradient_bias": None,
         "largest_error": 0.5,
     }
