@@ -25,7 +25,9 @@ from distillkit.errors import UserError, did_you_mean, report
 from distillkit.explain import EXPECTED, explain
 from distillkit.freeze import register_resolvers, typed
 from distillkit.schema import Config
+from distillkit.tuning.sweeper import Optuna
 
+OPTUNA = "hydra_plugins.distillkit.Optuna"  # Hydra takes sweepers from this package only, by name
 HYDRA = (  # Hydra writes nothing of its own, whatever a recipe builds on
     "hydra.run.dir=.",
     "hydra.output_subdir=null",
@@ -65,14 +67,18 @@ def main(command: str, name: str, folders: list[Path], arguments: list[str], own
     flags = check_flags(arguments)
     first = len(arguments) - len(flags.overrides)
     prepare(folders)
+    sweep.begin(command)
     codes, seen = [0], set()
 
-    def job(cfg: DictConfig) -> None:
+    def job(cfg: DictConfig) -> Exception | None:
         try:
             run_job(command, cfg, own)
         except Exception as error:  # Hydra would print it its own way
-            codes.append(report(error) if str(error) not in seen else 0)
+            if not sweep.Sweep.searching:
+                codes.append(report(error) if str(error) not in seen else 0)
             seen.add(str(error))
+            return error
+        return None
 
     try:
         with _hydra_raises(["distillkit", *arguments[:first], *HYDRA, *arguments[first:]]):
@@ -90,10 +96,10 @@ def main(command: str, name: str, folders: list[Path], arguments: list[str], own
 def prepare(folders: list[Path]) -> None:
     """Register the schema, the resolvers and the search path with Hydra."""
     register_resolvers()
-    sweep.forget()
     ConfigStore.instance().store(name="schema", node=Config)
     Folders.folders = [*folders, data_folder("recipes")]
     Plugins.instance().register(Folders)
+    Plugins.instance().class_name_to_class[OPTUNA] = Optuna
 
 
 def check_flags(arguments: list[str]) -> Namespace:

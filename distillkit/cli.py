@@ -38,7 +38,8 @@ groups (GROUP=OPTION swaps a whole part; custom, where a group has it, starts em
 
 flags:
   --cfg job [--resolve]          show the config instead of running
-  -m, --multirun                 sweep: train.learning_rate=1e-4,5e-5
+  -m, --multirun                 sweep: train.learning_rate=1e-4,5e-5; with hydra/sweeper=optuna search ranges:
+                                 'loss.temperature=interval(1,8)'
   --config-dir PATH              a folder with config groups and recipes of your own
   --info [searchpath|defaults]   where the config comes from
   --traceback                    the whole traceback of an error

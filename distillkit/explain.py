@@ -51,7 +51,7 @@ def explain_value(error: OmegaConfBaseException, prefix: str = "") -> UserError:
     if isinstance(error, ConfigKeyError | ConfigAttributeError) and isinstance(error.parent_node, DictConfig):
         known = [str(key) for key in error.parent_node if key not in ("hydra", "defaults")]
         near = did_you_mean(str(error.key), known)
-        return UserError("unknown key", where=where, fix=near or "nothing can be set here")
+        return UserError("unknown key", where=where, fix=near or f"write +{error.full_key}=… to add it")
     missing = re.search(r"MissingMandatoryValue .* Missing mandatory value: (\S+)", str(error.msg))
     if missing or isinstance(error, MissingMandatoryValue):
         key = missing[1] if missing else error.full_key

@@ -15,6 +15,8 @@ def outcome(result: Mapping[str, Any]) -> str:
     if "metrics" in result:
         metrics = ", ".join(f"{numbers.title(n)} {numbers.metric_value(n, v)}" for n, v in result["metrics"].items())
         return f"{result['steps']:,} steps in {numbers.duration(result['seconds'])}{'; ' if metrics else ''}{metrics}"
+    if "trials" in result:
+        return f"{sum(trial['value'] is not None for trial in result['trials'])} trials compared"
     if "stores" in result:
         return f"{len(result['stores'])} teacher stores compared with their teachers"
     return f"{result['rows']:,} rows" if "rows" in result else "done"

@@ -21,6 +21,7 @@ from distillkit.reporting.pictures.intervals import strips
 from distillkit.reporting.pictures.reliability import reliability
 from distillkit.reporting.pictures.svg import SHAPES, colour, element
 from distillkit.reporting.pictures.tradeoff import tradeoff
+from distillkit.reporting.sweeps import CAUTION, sweep_outcome, sweep_picture, sweep_table
 from distillkit.reporting.trainings import loss_picture, overlay, trainings
 from distillkit.reporting.verdict import verdict
 
@@ -64,8 +65,12 @@ def page(folder: Path, report: Mapping[str, Any]) -> str:
     return _template().render(
         title=title,
         facts=_facts(parts, compared),
-        lede=verdict(compared[0].result) if compared else [f"{outcome(parts[-1].result)}."] if len(parts) == 1 else [],
+        lede=_lede(parts, compared),
         comparisons=views,
+        sweeps=[
+            (part, *sweep_table(part.result), sweep_picture(part.result)) for part in parts if "trials" in part.result
+        ],
+        sweep_caution=CAUTION,
         overlay=overlay(trained, colours),
         trainings=[(training, loss_picture(training, colours)) for training in trained],
         filtered=[(part, filter_rows(part.result)) for part in parts if part.result.get("rejected")],
@@ -77,6 +82,16 @@ def page(folder: Path, report: Mapping[str, Any]) -> str:
         legend=legend,
         style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
     )
+
+
+def _lede(parts: list[Part], compared: list[Part]) -> list[str]:
+    """Say what matters most."""
+    if compared:
+        return verdict(compared[0].result)
+    swept = [part.result for part in parts if "trials" in part.result]
+    if swept:
+        return [f"{sweep_outcome(swept[0])}."]
+    return [f"{outcome(parts[-1].result)}."] if len(parts) == 1 else []
 
 
 def legend(series: int) -> Markup:
