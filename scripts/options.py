@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from distillkit import schema
+from distillkit.app import OPTUNA
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "configs" / "README.md"
@@ -32,7 +33,9 @@ GROUPS = {
     "compress": "the steps of compression",
     "launch": "processes and machines",
     "tracker": "where numbers go besides metrics.jsonl",
+    "hydra/sweeper": "how a sweep (`--multirun`) chooses values; a grid where none is named",
 }
+SWEEPERS = {OPTUNA: "distillkit.tuning.sweeper.Optuna"}  # the name that Hydra knows it by → where it is
 INTRODUCTION = """\
 # Every option
 
@@ -185,7 +188,7 @@ def comment(lines: list[str], line: int) -> str:
 
 def meanings(target: str) -> dict[str, str]:
     """Return what the docstring of a class (or of those it derives from) says of its arguments."""
-    module, _, name = target.rpartition(".")
+    module, _, name = SWEEPERS.get(target, target).rpartition(".")
     if not module:
         return {}
     found: dict[str, str] = {}

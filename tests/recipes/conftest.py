@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from tests.samples import write_rows
+from tests.server import FakeServer
 from tests.tiny import BAD, GOOD, LABELS, llama, rows, tokenizer, write_jsonl
 
 GLUE = """\
@@ -123,4 +124,5 @@ def desk(stocked: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(folder)
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "cache")
         patch.setenv("HF_DATASETS_CACHE", str(folder / "cache"))
+        patch.setenv("FAKE_SERVER", FakeServer().url)
         yield folder
