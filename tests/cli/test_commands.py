@@ -29,7 +29,7 @@ TEACHER = ["teacher=live", "teacher.path=teacher", "loss=kd"]
 TRAIN = ["train", *DATA, *SHORT, *STUDENT]
 TEXT = ["task=causal_lm", "dataset.columns.label=null"]
 MODULES = "loss.terms.hidden.loss.modules"
-COMPRESS = ["compress", *DATA, "compress=prune", *TEACHER, "evaluate.speed=false"]
+COMPRESS = ["compress", *DATA, "compress=prune", *TEACHER, "evaluate.speed=false", "evaluate.resamples=100"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -45,6 +45,9 @@ def kit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     stranger = classifier(layers=1)
     stranger.tokenizer.add_tokens(["<new>"])
     save(stranger, folder / "stranger")
+    for name, speller in (("speller", classifier(layers=1)), ("spelling_writer", language_model())):
+        speller.tokenizer = tokenizer(258)  # a token a letter
+        save(speller, folder / name)
     save(classifier(), folder / "broken")
     weights = folder / "broken/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
@@ -182,9 +185,13 @@ REFUSED = {
     "not writable": ([*TRAIN, "output_dir=typo.jsonl/out"], "output_dir: cannot write to typo.jsonl/out (Not a direct"),
     "no models": (["eval", *DATA], "evaluate.models: no model is given"),
     "missing model": (["eval", *DATA, "+evaluate.models.a=./no"], "evaluate.models.a: no such model folder: ./no"),
-    "models of two vocabularies": (
-        ["eval", *DATA, "+evaluate.models.a=teacher", "+evaluate.models.b=stranger"],
-        "evaluate.models.b: 'b' has another vocabulary than 'a'",
+    "a model without a plus": (
+        ["eval", *DATA, "evaluate.models.a=teacher"],
+        "evaluate.models.a: unknown key; write +evaluate.models.a=… to add it",
+    ),
+    "language models of two vocabularies": (
+        ["eval", *DATA, *TEXT, "+evaluate.models.a=writer", "+evaluate.models.b=spelling_writer"],
+        "evaluate.models.b: another vocabulary cuts the texts of the evaluation into other pieces",
     ),
     "untrained head": (
         ["eval", *DATA, *TEXT, "+evaluate.models.a=teacher"],
@@ -316,7 +323,8 @@ def test_a_sweep_has_a_folder_for_each_job() -> None:
 
 def test_eval_compares_with_the_first_model() -> None:
     models = ["+evaluate.models.teacher=teacher", "+evaluate.models.done=done/model"]
-    out = run("eval", *DATA, *models, "evaluate.speed_rounds=1", "output_dir=compared").out
+    few = ["evaluate.speed_rounds=1", "evaluate.memory=false", "evaluate.resamples=100"]
+    out = run("eval", *DATA, *models, *few, "output_dir=compared").out
     models = json.loads(Path("compared/report.json").read_text())["eval"]["models"]
     assert list(models) == ["teacher", "done"]
     assert models["teacher"]["kept"] == 1.0
@@ -336,6 +344,18 @@ def test_eval_compares_with_the_first_model() -> None:
         "KL",
     ):
         assert word in out
+
+
+def test_models_of_two_vocabularies_each_read_the_texts_their_way() -> None:
+    def evaluated(*models: str) -> dict:
+        named = [f"+evaluate.models.{name}={name}" for name in models]
+        run("eval", *DATA, *named, "evaluate.speed=false", "evaluate.resamples=100", "output_dir=" + "-".join(models))
+        return json.loads(Path("-".join(models), "report.json").read_text())["eval"]["models"]
+
+    beside, alone = evaluated("teacher", "speller")["speller"], evaluated("speller")["speller"]
+    assert beside["metrics"] == pytest.approx(alone["metrics"])
+    assert 0 < beside["agreement"] <= 1
+    assert beside["divergence"] > 0
 
 
 def test_eval_measures_quality_likeness_and_cost() -> None:
@@ -420,7 +440,8 @@ def test_a_teacher_without_a_head_can_teach_what_happens_inside() -> None:
 
 
 def test_retraining_may_look_inside() -> None:
-    run(*COMPRESS, *SHORT, "compress.model=done/model", "loss=semantic", "output_dir=small_inside")
+    inside = ["loss=semantic", "compress.check_reload=false", "output_dir=small_inside"]
+    run(*COMPRESS, *SHORT, "compress.model=done/model", *inside)
 
 
 def test_soft_labels_can_be_learned_from_in_the_next_command() -> None:

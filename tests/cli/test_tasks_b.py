@@ -21,6 +21,7 @@ from tests.tiny import events, rows, write_jsonl
 from tests.unit.test_images import image_folder
 
 SHORT = ["train.max_steps=4", "train.batch_size=8", "train.learning_rate=0.01", "train.log_every=1"]
+FEW = ["evaluate.speed=false", "evaluate.memory=false", "evaluate.resamples=100"]
 SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
 BPE = "student.tokenizer={_target_: distillkit.models.tokenizers.ByteLevelBPE, vocab_size: 300"
 
@@ -89,13 +90,12 @@ def chain(name: str, task: list[str], scratch: list[str], *distil: str, compress
     more = [
         f"compress={compress}",
         f"compress.model={name}/student/model",
-        "evaluate.speed=false",
-        "evaluate.memory=false",
+        *FEW,
     ]
     run("compress", *task, *SHORT, *teacher, "loss=kd", *more, f"output_dir={name}/small")
     models = {"teacher": "teacher/model", "student": "student/model", "pruned": "small/compressed/retrain"}
     named = [f"+evaluate.models.{key}={name}/{path}" for key, path in models.items()]
-    run("eval", *task, *named, "evaluate.speed=false", "evaluate.memory=false", f"output_dir={name}/eval")
+    run("eval", *task, *named, *FEW, f"output_dir={name}/eval")
     return json.loads(Path(f"{name}/eval/report.json").read_text())["eval"]["models"]
 
 
@@ -199,7 +199,7 @@ def test_images() -> None:
     AutoModelForImageClassification.from_pretrained("vit/student/model")
     assert AutoImageProcessor.from_pretrained("vit/small/compressed/retrain").size["height"] == 16
     named = ["+evaluate.models.teacher=vit/teacher/model", "+evaluate.models.int8=vit/small/compressed/int8"]
-    run("eval", *task, *named, "evaluate.speed=false", "evaluate.memory=false", "output_dir=vit/exported")
+    run("eval", *task, *named, *FEW, "output_dir=vit/exported")
     run("generate-pseudo", *task, "teacher=live", "teacher.path=vit/teacher/model", "output_dir=vit/soft")
     recorded = ["dataset=pseudo", "dataset.train='vit/soft/pseudo/*.parquet'", "teacher=recorded", "loss=kd"]
     run("train", task[0], *recorded, *SHORT, "student.path=vit/student/model", "output_dir=vit/softly")
@@ -242,7 +242,7 @@ def test_what_cannot_work_is_refused_in_one_line(case: str) -> None:
 
 
 def test_an_encoder_decoder_is_exported_and_evaluated() -> None:
-    small = ["compress=int8", "compress.model=t5/student/model", "evaluate.speed=false", "output_dir=t5/exported"]
+    small = ["compress=int8", "compress.model=t5/student/model", *FEW, "output_dir=t5/exported"]
     run("compress", *SEQ2SEQ, *data("pairs"), *small)
     models = json.loads(Path("t5/exported/report.json").read_text())["compress"]["models"]
     assert models["onnx"]["metrics"]["loss"] == pytest.approx(models["uncompressed"]["metrics"]["loss"], rel=1e-3)
