@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from distillkit.commands.parts import Data, load_data
-from distillkit.commands.train import Plan, make_plan
+from distillkit.commands.training_parts import Plan, make_plan
 from distillkit.data.batches import planned_steps
 from distillkit.data.encode import Encoded, encode
 from distillkit.diagnosis.estimate import Estimate, Training, estimate
