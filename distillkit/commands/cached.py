@@ -15,7 +15,7 @@ from distillkit.models.cached import CachedTeacher
 from distillkit.models.live import LiveModel
 from distillkit.models.load import load_processor
 from distillkit.models.students import FromConfig, Pretrained, Student
-from distillkit.models.teachers import LiveTeacher
+from distillkit.models.teachers import LiveTeacher, RecordedTeacher
 from distillkit.reporting.console import notice
 from distillkit.tasks.base import Task
 
@@ -66,8 +66,8 @@ def processor_of(student: Student, teacher: CachedTeacher, task: Task) -> Any:
     return processor
 
 
-def load_origin(teacher: CachedTeacher, task: Task, data: Data) -> LiveModel:
-    """Load the model behind the (first) store, for a student that is made of its layers."""
+def load_origin(teacher: CachedTeacher | RecordedTeacher, task: Task, data: Data) -> LiveModel:
+    """Load the model whose answers were kept (the first one's), for a student that is made of its layers."""
     path, dtype = teacher.origin
     return LiveTeacher(path, dtype).load(task, data.labels)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from distillkit.build import check
 from distillkit.commands.folder import Standing, settled, standing
+from distillkit.commands.release import release_memory
 from distillkit.errors import UserError
 from distillkit.freeze import StageJob
 from distillkit.launch import start
@@ -43,6 +44,7 @@ def main(config: Config, stages: dict[str, StageJob]) -> dict[str, Any]:
             continue
         heading(title.replace("[", "\\["))
         start(job.command, job.config)
+        release_memory()
     folder = Path(config.output_dir)
     results = {name: read_report(Path(job.config.output_dir))[job.command] for name, job in stages.items()}
     report = {

@@ -93,8 +93,9 @@ def make_plan(config: Config) -> Plan:
     check_teacher(plan.objective, plan.teacher, "loss")
     if isinstance(plan.teacher, RecordedTeacher) or (isinstance(plan.teacher, CachedTeacher) and plan.asks_teacher):
         plan.teacher.check(plan.task)
-    if plan.student.needs_teacher and not isinstance(plan.teacher, LiveTeacher | CachedTeacher):
-        fix = "set teacher=live teacher.path=MODEL"
+    unnamed = isinstance(plan.teacher, RecordedTeacher) and not plan.teacher.named
+    if plan.student.needs_teacher and (plan.teacher is None or unnamed):
+        fix = "set teacher.path=MODEL" if plan.teacher else "set teacher=live teacher.path=MODEL"
         raise UserError("the student is made from a teacher, and there is none", where="student", fix=fix)
     return plan
 
@@ -110,8 +111,8 @@ def load(plan: Plan, settings: TrainSettings, accelerator: Accelerator) -> Loade
         data = check_store(cached, plan.objective, data, plan.task, processor)
     if plan.teacher is not None and plan.asks_teacher:
         teacher, live = load_teacher(plan.teacher, plan.task, data, plan.objective, _place(plan.teacher, accelerator))
-    if cached is not None and plan.student.needs_teacher:
-        live = load_origin(cached, plan.task, data)
+    if plan.student.needs_teacher and isinstance(plan.teacher, RecordedTeacher | CachedTeacher):
+        live = load_origin(plan.teacher, plan.task, data)
     if plan.objective.needs_labels:
         require_labels(data.rows, "train", plan.task, "the loss")
     if data.labels is None and plan.task.has_classes:

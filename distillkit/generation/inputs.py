@@ -14,12 +14,14 @@ from distillkit.data.checks import find_bad_rows
 from distillkit.data.rows import Handling, Rows
 from distillkit.errors import UserError
 from distillkit.generation.base import SHARD_ROWS, at_least_one
-from distillkit.generation.filters.base import Filter
+from distillkit.generation.filters.base import SOURCE, Filter
 from distillkit.generation.soft_labels import SoftLabels
 from distillkit.models.live import LiveModel
 from distillkit.reporting.console import notice
 from distillkit.tasks.base import Row, Task
 
+TEXTS = ("text", "text_pair")
+ANSWERS = ("label", "labels", "score")
 HOW = {True: "replace", False: "keep"}  # whether there are hard labels → what SoftLabels does about them
 
 
@@ -37,6 +39,8 @@ class Made(Protocol):
 
 class Maker(Protocol):
     """A `maker` node: a cheap constructor with the YAML arguments, and inputs."""
+
+    of_rows: bool  # each number is a row's, of which the inputs are made
 
     def total(self, table: Dataset) -> int:
         """Return how many times inputs are made, of a split."""
@@ -62,6 +66,8 @@ class NewInputs:
         split: The rows that it looks at.
         batch_size: Rows of a forward pass of the teacher.
         hard_labels: Also write the teacher's answer as a hard label; else new rows have none.
+        originals: Also ask about the rows that inputs are made of, which keep their labels: then what is written is
+            all that a student needs.
         seed: Of the draws.
         filters: name → filter that the rows pass through.
         shard_rows: Of what is made, so many pieces are written together, and are lost at most if the run is killed.
@@ -77,6 +83,7 @@ class NewInputs:
         split: str = "train",
         batch_size: int = 64,
         hard_labels: bool = False,
+        originals: bool = False,
         seed: int = 0,
         filters: dict[str, Filter | None] | None = None,
         shard_rows: int = SHARD_ROWS,
@@ -84,6 +91,11 @@ class NewInputs:
         self.maker = maker
         self.split = split
         self.labels = SoftLabels("train", batch_size, HOW[hard_labels])
+        if originals and not maker.of_rows:
+            raise UserError(
+                "its inputs are not made of rows", where="generate.originals", fix="false, and mix datasets"
+            )
+        self.originals = originals
         self.seed = seed
         self.filters: Mapping[str, Filter | None] = filters or {}
         self.shard_rows = at_least_one(shard_rows, "generate.shard_rows")
@@ -114,7 +126,36 @@ class NewInputs:
         if note is not None:
             notice(note)
         made = self.maker.open(table, frozenset(bad), self.seed, teacher)
+        if self.originals:
+            made = WithOriginals(made, table, frozenset(bad))
         return AskedForInputs(self.labels, made, teacher, rows, task)
+
+
+@dataclass(frozen=True)
+class WithOriginals:
+    """What makes inputs of rows, and these rows themselves.
+
+    Attributes:
+        made: What makes them.
+        table: The rows.
+        bad: Those that are passed over.
+    """
+
+    made: Made
+    table: Dataset
+    bad: frozenset[int]
+
+    def make(self, numbers: Sequence[int]) -> list[Row]:
+        """Return some rows with their labels, then what is made of them."""
+        numbers = [number for number in numbers if number not in self.bad]
+        names = [name for name in (*TEXTS, *ANSWERS) if name in self.table.column_names]
+        rows = self.table.select(numbers).select_columns(names)
+        own = [{**row, SOURCE: number} for number, row in zip(numbers, rows, strict=True)]
+        return own + [{**dict.fromkeys(names), **row} for row in self.made.make(numbers)]
+
+    def facts(self) -> dict[str, Any]:
+        """Return what there is to tell of the work so far."""
+        return self.made.facts()
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,8 @@ class SampledInputs:
         told: What a model that is asked by conversations is told; {examples} stands for the rows.
     """
 
+    of_rows = False
+
     def __init__(
         self,
         backend: Backend,

@@ -14,12 +14,12 @@ from distillkit.data.batches import by_length
 from distillkit.errors import UserError
 from distillkit.generation.base import at_least_one
 from distillkit.generation.filters.base import SOURCE
+from distillkit.generation.inputs import TEXTS
 from distillkit.models.live import LiveModel
 from distillkit.models.load import load_live
 from distillkit.tasks.base import Row, attention_mask, pad
 from distillkit.tasks.masked_lm import MaskedLM
 
-TEXTS = ("text", "text_pair")
 SPARE = 4  # words that are looked up beyond the candidates, as some are the one that is there, in other letters
 
 
@@ -38,6 +38,8 @@ class Substitution:
         batch_size: Rows of a forward pass of the masked language model.
         dtype: Of its weights: float32, bfloat16 or float16.
     """
+
+    of_rows = True
 
     def __init__(
         self,

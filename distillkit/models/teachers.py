@@ -63,15 +63,28 @@ class LiveTeacher:
         return load_live(self.path, task, "teacher.path", labels, trained=trained, dtype=self.dtype)
 
 
+UNNAMED = "recorded with the rows"
+
+
 class RecordedTeacher:
     """Answer with the `teacher_logits` that came with the rows, as `generate-pseudo` writes them.
 
     Args:
-        path: Which model it was, for reports and model cards.
+        path: Which model it was: for reports and model cards, and for a student that is made of its layers.
     """
 
-    def __init__(self, path: str = "recorded with the rows") -> None:
+    def __init__(self, path: str = UNNAMED) -> None:
         self.path = path
+
+    @property
+    def named(self) -> bool:
+        """Whether it is known which model it was."""
+        return self.path != UNNAMED
+
+    @property
+    def origin(self) -> tuple[str, str]:
+        """Return the model's path and the dtype of its weights."""
+        return self.path, "float32"
 
     def check(self, task: Task) -> None:
         """Refuse a task whose rows carry no logits."""

@@ -18,17 +18,22 @@ from distillkit.losses.objective import Objective
 from distillkit.reporting.files import read_report
 from tests.terminal import Outcome, distillkit
 
-SHORT = ["train.max_steps=4", "train.learning_rate=0.01", "evaluate.speed=false", "evaluate.resamples=100"]
+SHORT = ["train.max_steps=4", "train.learning_rate=0.01", "evaluate.speed=false", "evaluate.resamples=0"]
 SHORT += ["compress.check_reload=false"]  # classify does
+RESAMPLE = "evaluate.resamples=100"  # once for each task
 PRUNE = ["compress=prune", "~stages.eval.set.evaluate.models.int8"]  # test_readme exports to int8
 SMOKE = {
     "quickstart": [
+        RESAMPLE,
         "dataset.limit=4",
         "task.max_length=64",
         "stages.teacher.set.train.max_steps=4",
         "stages.compress.set.compress.steps.retrain.train.max_steps=2",
     ],
-    "classify": ["dataset.train=train.csv", "dataset.validation=valid.csv", *PRUNE, "compress.check_reload=true"],
+    "classify": [
+        *("dataset.train=train.csv", "dataset.validation=valid.csv", *PRUNE),
+        *("compress.check_reload=true", RESAMPLE),
+    ],
     "sst2": PRUNE,
     "soft_labels": ["vars.labelled=train.csv", "vars.unlabelled=texts.csv", "vars.validation=valid.csv"],
     "answers": [
@@ -41,20 +46,22 @@ SMOKE = {
 }
 SMOKE["store"] = [argument for argument in SMOKE["answers"] if not argument.startswith("generate.")]
 for recipe, data in (("regress", "pairs"), ("labels", "topics"), ("tag", "tags"), ("read", "questions")):
-    SMOKE[recipe] = [f"dataset.train={data}/train.jsonl", f"dataset.validation={data}/validation.jsonl", *PRUNE]
+    files = [f"dataset.{split}={data}/{split}.jsonl" for split in ("train", "validation")]
+    SMOKE[recipe] = [*files, *PRUNE, RESAMPLE]
 T5 = "stages.teacher.set.student"
 SMOKE |= {
     "translate": [
         *("dataset.train=sources.jsonl", "dataset.validation=sources.jsonl", "task.max_new_tokens=4", "task.beams=2"),
         f"{T5}.config={{d_model: 16, d_kv: 8, d_ff: 32, num_layers: 3, num_decoder_layers: 3, num_heads: 2}}",
         f"{T5}.tokenizer.vocab_size=300",
+        RESAMPLE,
     ],
     "summarise": ["dataset.train=sources.jsonl", "dataset.validation=sources.jsonl", "task.max_new_tokens=4"],
     "chat": [
         *("dataset.train=chats.jsonl", "dataset.validation=chats.jsonl"),
         *("task.chat_template=plain", "task.max_length=256", "student.layers=2"),
     ],
-    "masked": ["dataset.train=train.csv", "dataset.validation=valid.csv"],
+    "masked": ["dataset.train=train.csv", "dataset.validation=valid.csv", RESAMPLE],
     "distilbert": ["dataset.train=train.csv", "dataset.validation=valid.csv"],
     "tinybert": [
         *("dataset.train=train.csv", "dataset.validation=valid.csv"),
@@ -69,6 +76,7 @@ FEW = ["task.max_new_tokens=4", "generate.max_new_tokens=4", "generate/filters=n
 SMOKE |= {
     "finetune": ["dataset.train=train.csv", "dataset.validation=valid.csv"],
     "augment": ["vars.train=train.csv", "vars.validation=valid.csv", "vars.variants=1"],
+    "eighth": ["vars.train=train.csv", "vars.validation=valid.csv", "vars.variants=1"],
     "language": ["dataset.train=texts.csv", "dataset.validation=valid.csv", "student.layers=2"],
     "minitron": [
         *("dataset.train=texts.csv", "dataset.validation=valid.csv"),
@@ -246,7 +254,7 @@ def test_overwriting_does_what_changed_and_what_follows_from_it(finished: Path, 
     assert set(skipped(result)) == set(stages_of("soft_labels")) - again
 
 
-STOPPED = ["train.checkpoint_every=2", "compress.check_reload=false"]
+STOPPED = ["train.checkpoint_every=2", "compress.check_reload=false", "evaluate.resamples=0"]
 
 
 @pytest.fixture(scope="module")
