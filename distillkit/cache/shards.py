@@ -20,6 +20,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from distillkit.data.sealed import checksum, sealed, unsealed
 from distillkit.errors import UserError
 
 BEGUN = "begun.json"  # what the shards were made of
@@ -59,9 +60,9 @@ class Shards:
     def facts(self, number: int) -> dict[str, int | str] | None:
         """Return the rows, bytes and checksum of a shard as they were written; None if it is not whole."""
         try:
-            found = json.loads(_sidecar(self.path(number)).read_text(encoding="utf-8"))
+            found = unsealed(_sidecar(self.path(number)).read_bytes())
             whole = self.path(number).stat().st_size == found["bytes"]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError):
             return None
         return found if whole else None
 
@@ -75,11 +76,12 @@ class Shards:
             UserError: If the folder holds shards of another origin, or cannot be written.
         """
         path = self.folder / BEGUN
-        before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else origin
+        before = self.origin() if path.exists() else origin
         changed = [name for name in origin if before.get(name) != origin[name]]
         if changed:
+            what = " and the ".join(changed)
             raise UserError(
-                f"the {' and the '.join(changed)} changed since the first shards were written to {self.folder}",
+                f"the {what} changed since the first shards were written to {self.folder} (says {BEGUN})",
                 where="output_dir",
                 fix="choose another output_dir, or delete that folder to ask the teacher anew",
             )
@@ -90,8 +92,17 @@ class Shards:
             replace(path, (json.dumps(dict(origin), indent=1) + "\n").encode())
 
     def origin(self) -> dict[str, str]:
-        """Return what `begin` was told."""
-        return json.loads((self.folder / BEGUN).read_text(encoding="utf-8"))
+        """Return what `begin` was told.
+
+        Raises:
+            UserError: If the file that says so was damaged.
+        """
+        path = self.folder / BEGUN
+        try:
+            return dict(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            fix = "choose another output_dir, or delete that folder to ask the teacher anew"
+            raise UserError(f"{path} is damaged ({error})", where="output_dir", fix=fix) from error
 
     def join(self) -> None:
         """Refuse to take part where what `begin` wrote, perhaps on another machine, is not to be seen."""
@@ -119,7 +130,7 @@ class Shards:
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             replace(self.path(number), data)
-            replace(_sidecar(self.path(number)), (json.dumps(facts) + "\n").encode())
+            replace(_sidecar(self.path(number)), (json.dumps(sealed(facts)) + "\n").encode())
 
     def check(self, number: int) -> None:
         """Compare a shard with its checksum.
@@ -129,6 +140,15 @@ class Shards:
         """
         facts = self.facts(number)
         check_sum(self.path(number), None if facts is None else str(facts["sha256"]))
+
+    def schema(self, number: int) -> pa.Schema:
+        """Return the columns of a shard of Parquet, which is checked first.
+
+        Raises:
+            UserError: If it was damaged.
+        """
+        self.check(number)
+        return pq.read_schema(self.path(number))
 
     def batches(self) -> Iterator[list[dict[str, object]]]:
         """Yield the rows of all shards in order, some at a time, each shard checked first.
@@ -156,10 +176,8 @@ def check_sum(path: Path, expected: str | None) -> None:
     Raises:
         UserError: If it is another, or not known.
     """
-    if expected is not None:
-        with path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() == expected:
-                return
+    if expected is not None and checksum(path) == expected:
+        return
     fix = "delete it and run the generate-pseudo command again"
     raise UserError("the shard was damaged after it was written", where=str(path), fix=fix)
 

@@ -25,10 +25,12 @@ from distillkit.cache.codec import Codec
 from distillkit.cache.features import FeatureFormat, format_of
 from distillkit.cache.formats import codec_of
 from distillkit.cache.shards import BEGUN, check_sum, replace
+from distillkit.data.sealed import sealed, unsealed
 from distillkit.errors import UserError
 
 DESCRIPTION = "store.json"
-FORMAT, VERSION = "distillkit teacher store", 1
+FORMAT, VERSION = "distillkit teacher store", 2
+UNSEALED = 1  # the version whose description had no checksum
 ROW, ITEMS = "row", "items"
 
 
@@ -48,7 +50,7 @@ def arrow(table: pa.Table) -> pa.Buffer:
 
 def seal(folder: Path, description: Mapping[str, Any]) -> None:
     """Write the description, which makes the store a finished one."""
-    replace(folder / DESCRIPTION, (json.dumps(dict(description), indent=1) + "\n").encode())
+    replace(folder / DESCRIPTION, (json.dumps(sealed(description), indent=1) + "\n").encode())
 
 
 class Store:
@@ -84,13 +86,18 @@ class Store:
             what = "is a teacher store that is not finished" if begun else "is no teacher store"
             fix = "run the generate-pseudo command that makes it again" if begun else None
             raise UserError(f"{self.path} {what} (it has no {DESCRIPTION})", where=self.key, fix=fix)
+        data = description.read_bytes()
         try:
-            facts = json.loads(description.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"{description} is damaged ({error})", where=self.key) from error
-        if facts.get("format") != FORMAT or facts.get("version") != VERSION:
+            facts = dict(json.loads(data))
+            known = facts.get("format") == FORMAT and facts.get("version") in (VERSION, UNSEALED)
+            if known and facts["version"] != UNSEALED:
+                return unsealed(data)
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{description} is damaged ({error})", where=self.key, fix="make it anew") from error
+        if not known:
             found = f"{facts.get('format')} {facts.get('version')}"
-            raise UserError(f"{self.path} is of another format ('{found}')", where=self.key, fix="make it anew")
+            what = f"{self.path} is of another format ('{found}' in {DESCRIPTION})"
+            raise UserError(what, where=self.key, fix="make it anew")
         return facts
 
     def _check_files(self) -> None:

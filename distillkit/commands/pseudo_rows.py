@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from distillkit.cache.shards import Shards, writing
 from distillkit.data.rows import Rows
@@ -73,7 +72,7 @@ class PseudoRows:
             settings: Of the generator, likewise.
         """
         numbers = range(len(self.shards))
-        schema = common((pq.read_schema(self.shards.path(number)) for number in numbers), self.labels, self.column)
+        schema = common(map(self.shards.schema, numbers), self.labels, self.column)
         about = {**facts, "settings": dict(settings), "labels": self.labels}
         with writing(self.folder):
             found = refine(self.shards.batches(), self.generate.filters, self.folder, schema, self.given, about)

@@ -93,10 +93,11 @@ class StoredOutputs:
     def _describe(self, asked: AskedForStore, facts: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
         shards, inside, items, origin = [], 0, 0, self.shards.origin()
         for number in range(len(self.shards)):
+            self.shards.check(number)
             found = self.shards.facts(number)
             assert found is not None
-            shards.append({"file": self.shards.path(number).name, **found})
             table = pa.ipc.open_stream(pa.memory_map(str(self.shards.path(number)))).read_all()
+            shards.append({"file": self.shards.path(number).name, **found})
             items += int(np.sum(table[ITEMS].to_numpy()))
             inside += sum(pc.sum(pc.binary_length(table[kind.column])).as_py() or 0 for kind in asked.formats.values())
         size = sum(int(shard["bytes"]) for shard in shards)

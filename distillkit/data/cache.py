@@ -1,8 +1,8 @@
 """Tables on disk that are made once: memory-mapped Arrow files under a key, shared by all processes.
 
 An entry is a folder `<key>` with `rows.arrow` (an Arrow stream) and `facts.json`. It is written beside and renamed, so
-that it is whole or not there; one that was damaged later is found by its size and made anew. A lock keeps processes
-from making the same entry at the same time. Entries that nobody used for `KEPT_DAYS` are removed.
+that it is whole or not there; one that was damaged later is found by its checksums, named and made anew. A lock keeps
+processes from making the same entry at the same time. Entries that nobody used for `KEPT_DAYS` are removed.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ from typing import Any
 import pyarrow as pa
 from filelock import FileLock
 
+from distillkit.data.sealed import checksum, sealed, unsealed
 from distillkit.errors import UserError
+from distillkit.reporting.console import notice
 
 KEPT_DAYS = 30
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 ROWS, FACTS = "rows.arrow", "facts.json"
 
 
@@ -129,7 +131,7 @@ def cached(folder: Path | None, key: str, make: Make) -> tuple[pa.Table, dict[st
         facts = make(writer)
         return writer.finish(), facts
     entry = folder / key
-    found = _open(entry)
+    found = _open(entry, quiet=True)
     if found is not None:
         return found
     try:
@@ -149,9 +151,8 @@ def _make(entry: Path, make: Make) -> tuple[pa.Table, dict[str, Any]]:
         writer = TableWriter(beside / ROWS)
         facts = make(writer)
         table = writer.finish()
-        size = (beside / ROWS).stat().st_size if (beside / ROWS).exists() else None
-        about = {"rows": table.num_rows, "bytes": size, "facts": facts}
-        (beside / FACTS).write_text(json.dumps(about), encoding="utf-8")
+        about = {"sha256": checksum(beside / ROWS) if (beside / ROWS).exists() else None, "facts": facts}
+        (beside / FACTS).write_text(json.dumps(sealed(about)), encoding="utf-8")
         shutil.rmtree(entry, ignore_errors=True)  # damaged, or it would have been used
         beside.replace(entry)
     finally:
@@ -159,19 +160,24 @@ def _make(entry: Path, make: Make) -> tuple[pa.Table, dict[str, Any]]:
     return table, facts
 
 
-def _open(entry: Path) -> tuple[pa.Table, dict[str, Any]] | None:
-    """Open an entry; None if it is not there or damaged."""
-    try:
-        about = json.loads((entry / FACTS).read_text(encoding="utf-8"))
-        if about["bytes"] is None:
-            return pa.table({}), about["facts"]
-        if (entry / ROWS).stat().st_size != about["bytes"]:
-            return None
-        table = _map(entry / ROWS)
-        os.utime(entry)
-    except (OSError, ValueError, KeyError, TypeError):  # ArrowInvalid is a ValueError
+def _open(entry: Path, quiet: bool = False) -> tuple[pa.Table, dict[str, Any]] | None:
+    """Open an entry; None if it is not there or damaged, which is said unless `quiet`."""
+    if not entry.is_dir():
         return None
-    return (table, about["facts"]) if table.num_rows == about["rows"] else None
+    name = FACTS
+    try:
+        about = unsealed((entry / FACTS).read_bytes())
+        if about["sha256"] is None:
+            return pa.table({}), about["facts"]
+        name = ROWS
+        if checksum(entry / ROWS) != about["sha256"]:
+            raise ValueError("its checksum is another")
+        os.utime(entry)
+        return _map(entry / ROWS), about["facts"]
+    except (OSError, ValueError) as error:
+        if not quiet:
+            notice(f"{entry / name} cannot be used ({error}), and is made anew")
+        return None
 
 
 def _forget_unused(folder: Path) -> None:

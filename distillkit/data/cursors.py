@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -14,12 +13,11 @@ import pyarrow.parquet
 from datasets import Features
 
 from distillkit.data.blocks import Block, Cursor
+from distillkit.data.described import check_described
 from distillkit.data.jsonl import parse_lines
 from distillkit.data.readers import LINED, READERS, decode_texts
-from distillkit.data.records import BLOCK, ROWS, Reading, lines, open_bytes, suffix
+from distillkit.data.records import BLOCK, ROWS, Reading, lines, open_bytes, readable, suffix
 from distillkit.errors import UserError
-
-UNREADABLE = (pa.ArrowInvalid, pa.ArrowTypeError, OSError, EOFError)
 
 
 def open_file(path: Path, wanted: Collection[str], lenient: bool) -> Cursor:
@@ -27,6 +25,7 @@ def open_file(path: Path, wanted: Collection[str], lenient: bool) -> Cursor:
     ending = suffix(path)
     if ending not in READERS:
         raise UserError(f"unknown file type '{path.suffix}'", where=str(path), fix=f"use {', '.join(READERS)}")
+    check_described(path)
     reading = Reading(path, wanted, lenient)
     if ending == ".parquet":
         return ParquetCursor(reading)
@@ -49,14 +48,14 @@ class LineCursor:
 
     def skip(self, count: int) -> int:
         """Pass over lines; they are not parsed."""
-        with _readable(str(self.reading.path)):
+        with readable(str(self.reading.path)):
             return sum(1 for _ in islice(self.lines, count))
 
     def take(self, count: int) -> Block | None:
         """Read lines, of about `BLOCK` bytes at most."""
         path = self.reading.path
         reading = Reading(path, self.reading.wanted, self.reading.lenient)
-        with _readable(str(path)):
+        with readable(str(path)):
             found = list(_some(self.lines, count, BLOCK))
             if not found:
                 return None
@@ -126,7 +125,7 @@ class TableCursor:
 
     def _fill(self) -> bool:
         """Have rows ready; return whether there are any."""
-        with _readable(self.name):
+        with readable(self.name):
             while len(self.left) == 0:
                 table = next(self.tables, None)
                 if table is None:
@@ -147,7 +146,7 @@ class ParquetCursor(TableCursor):
     """A Parquet file, of which whole row groups are passed over without reading them."""
 
     def __init__(self, reading: Reading) -> None:
-        with _readable(str(reading.path)):
+        with readable(str(reading.path)):
             self.file = pyarrow.parquet.ParquetFile(reading.path)
         super().__init__(str(reading.path), self._groups(0))
 
@@ -173,7 +172,7 @@ class ParquetCursor(TableCursor):
 
 def _arrow_batches(path: Path) -> Iterator[pa.Table]:
     """Yield what is in an Arrow file, or a stream as `datasets` saves it, memory-mapped."""
-    with _readable(str(path)), pa.memory_map(str(path)) as source:
+    with readable(str(path)), pa.memory_map(str(path)) as source:
         try:
             file = pa.ipc.open_file(source)
             batches = (file.get_batch(index) for index in range(file.num_record_batches))
@@ -200,12 +199,3 @@ def _line(path: Path, number: int) -> str:
 def _is_array(path: Path) -> bool:
     with open_bytes(path) as file:
         return file.read(1 << 10).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
-
-
-@contextmanager
-def _readable(name: str) -> Iterator[None]:
-    """Say in one line that a source cannot be read."""
-    try:
-        yield
-    except UNREADABLE as error:
-        raise UserError(f"cannot be read: {str(error).splitlines()[0]}", where=name) from error

@@ -6,7 +6,6 @@ broken record, or passes over it and remembers it.
 
 from __future__ import annotations
 
-import gzip
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
@@ -19,9 +18,10 @@ import pyarrow.parquet
 from datasets import Features
 
 from distillkit.data.cache import TableWriter, cached
+from distillkit.data.described import check_described
 from distillkit.data.digest import code_digest, digest
 from distillkit.data.jsonl import read_json, read_json_lines
-from distillkit.data.records import BLOCK, ROWS, Reading, lines, suffix
+from distillkit.data.records import BLOCK, ROWS, Reading, lines, readable, suffix
 from distillkit.errors import UserError
 
 LARGE = 256 << 20  # bytes: files of more are converted to memory-mapped ones
@@ -80,14 +80,13 @@ def read_file(path: Path, wanted: Collection[str], lenient: bool, cache: Callabl
     about = path.stat()
     large = about.st_size * (PACKED if path.suffix == ".gz" else 1) > LARGE
     key = digest(str(path.resolve()), about.st_size, about.st_mtime_ns, sorted(wanted), lenient, code_digest())
-    try:
+    check_described(path)
+    with readable(str(path)):
         if suffix(path) == ".arrow":
             table = _map_arrow(path)
             return FileRows(path, table, Features.from_arrow_schema(table.schema), {})
         table, facts = cached(cache() if large else None, key, make)
         schema = pyarrow.parquet.read_schema(path) if suffix(path) == ".parquet" else table.schema
-    except (pa.ArrowInvalid, pa.ArrowTypeError, gzip.BadGzipFile, EOFError) as error:
-        raise UserError(f"cannot be read: {str(error).splitlines()[0]}", where=str(path)) from error
     return FileRows(path, table, Features.from_arrow_schema(schema), dict(facts["passed_over"]))
 
 

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import gzip
-from collections.abc import Collection, Generator
+import zlib
+from collections.abc import Collection, Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, cast
 
+import pyarrow as pa
+
+from distillkit.errors import UserError
+
 BLOCK = 32 << 20  # bytes that are parsed at a time
 ROWS = 10_000  # of a table that a reader yields
+UNREADABLE = (pa.ArrowException, OSError, EOFError, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,15 @@ def lines(path: Path) -> Generator[tuple[int, bytes], None, None]:
             text = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
             if text.strip():
                 yield number, text.rstrip(b"\r\n")
+
+
+@contextmanager
+def readable(name: str) -> Iterator[None]:
+    """Say in one line that a source cannot be read."""
+    try:
+        yield
+    except UNREADABLE as error:
+        raise UserError(f"cannot be read: {str(error).splitlines()[0]}", where=name) from error
 
 
 def open_bytes(path: Path) -> BinaryIO:

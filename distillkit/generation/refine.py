@@ -15,9 +15,9 @@ import pyarrow
 import pyarrow.parquet
 
 from distillkit.cache.shards import replace
+from distillkit.data.described import describe
 from distillkit.errors import UserError, located
 from distillkit.generation.filters.base import Filter, Given, Row, same_prompt, text_of
-from distillkit.generation.writer import describe
 from distillkit.reporting.files import plain
 
 BLOCK_ROWS = 1_024  # rows that are judged, and written as a row group, at a time

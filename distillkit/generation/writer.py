@@ -1,10 +1,8 @@
-"""Pseudo data as tables that a dataset config reads, and a description beside them."""
+"""Pseudo data as tables that a dataset config reads."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -12,7 +10,6 @@ from datasets import ClassLabel, Features, List, Value
 
 from distillkit.data.columns import COLUMNS
 
-DESCRIPTION = "_pseudo.json"  # the underscore keeps readers of the Parquet folder from taking it for data
 KINDS = {
     "text": Value("string"),
     "label": Value("string"),
@@ -55,11 +52,6 @@ def common(schemas: Iterable[pa.Schema], labels: list[str] | None = None, column
     """Return the types that the tables of all shards fit into."""
     bare = [one.remove_metadata() for one in schemas]
     return declared(pa.unify_schemas(bare, promote_options="permissive"), labels, column)
-
-
-def describe(folder: Path, facts: dict[str, Any]) -> None:
-    """Write what the data is and where it came from."""
-    (folder / DESCRIPTION).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
 
 def _ids(given: Any, labels: list[str], column: str | None) -> Any:

@@ -24,14 +24,14 @@ class History:
 
 
 def read_history(name: str, path: Path) -> History | None:
-    """Read a metrics.jsonl; None if there is none or nothing in it. A line that was cut off is passed over."""
+    """Read a metrics.jsonl; None if there is none or nothing in it. A line that is no event is passed over."""
     if not path.is_file():
         return None
     history = History(name)
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_bytes().splitlines():
         try:
-            event = json.loads(line)
-        except json.JSONDecodeError:
+            event = dict(json.loads(line))
+        except (ValueError, TypeError):
             continue
         if event.get("event") == "train":
             _add(history.terms, event["step"], {"loss": event.get("loss"), **event.get("terms", {})})

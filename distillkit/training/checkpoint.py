@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,13 @@ from torch import Tensor, nn
 
 from distillkit.data.encode import Counts
 from distillkit.data.plans import Place
+from distillkit.data.sealed import CHECKSUM, checksum, unsealed
 from distillkit.errors import UserError
 from distillkit.training.states import restore
 from distillkit.training.stopping import Patience
 
 MANIFEST = "manifest.json"
-BEST = "best.safetensors"  # weights of the best evaluation, until the run is finished
+BEST = "best.safetensors"  # weights of the best evaluation: of the run until it is finished, and of a checkpoint
 
 
 @dataclass
@@ -68,6 +69,26 @@ def load_checkpoint(
     return Progress(state["step"], sums, counts, state["best_step"], state["best_value"], patience, _place(state))
 
 
+def keep_best(folder: Path, path: Path) -> list[str]:
+    """Give a checkpoint the best weights of its run so far, which later ones replace; return the files' names."""
+    if not (folder / BEST).is_file():
+        return []
+    try:
+        (path / BEST).hardlink_to(folder / BEST)
+    except OSError:  # a file system without links
+        shutil.copyfile(folder / BEST, path / BEST)
+    return [BEST]
+
+
+def restore_best(path: Path, folder: Path) -> None:
+    """Copy the best weights that a checkpoint has, if any, to where a run that resumes from it looks for them."""
+    if (path / BEST).is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        beside = (folder / BEST).with_suffix(".partial")
+        shutil.copyfile(path / BEST, beside)
+        beside.replace(folder / BEST)
+
+
 def _place(state: dict[str, Any]) -> Place | None:
     found = state.get("place")
     return None if found is None else Place(**{**found, "counts": Counts(**found["counts"])})
@@ -75,7 +96,8 @@ def _place(state: dict[str, Any]) -> Place | None:
 
 def checkpoints(folder: Path) -> list[Path]:
     """List the checkpoints of a folder, damaged or not, in the order of their steps."""
-    return sorted(folder.glob("step-[0-9]*"), key=step_of)
+    found = (path for path in folder.glob("step-*") if path.name.removeprefix("step-").isdecimal())
+    return sorted(found, key=step_of)
 
 
 def step_of(path: Path) -> int:
@@ -97,11 +119,14 @@ def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
 def find_damage(path: Path) -> str | None:
     """Compare a checkpoint's files with its manifest; return what is wrong, or None."""
     try:
-        expected = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        data = (path / MANIFEST).read_bytes()
+        expected = dict(json.loads(data))
+        if CHECKSUM in expected:  # older ones have none
+            expected = unsealed(data)
+    except (OSError, ValueError, TypeError):
         expected = {}
     if not expected:
-        return f"{MANIFEST} is missing or unreadable"
+        return f"{MANIFEST} is missing or damaged"
     for name, digest in expected.items():
         if not (path / name).is_file():
             return f"{name} is missing"
@@ -158,9 +183,3 @@ def restore_random_state(state: dict[str, Tensor]) -> None:
     gpus = [state[f"cuda-{index}"] for index in range(len(state) - 1)]
     if gpus:
         torch.cuda.set_rng_state_all(gpus)
-
-
-def checksum(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

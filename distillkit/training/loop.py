@@ -57,10 +57,7 @@ class _Fit:
     def run_all(self) -> FitResult:
         run = self.run
         if run.resume_from is not None:
-            self.progress = checkpoint.load_checkpoint(
-                run.resume_from, self.engine.trainee, self.engine.optimizer, run.accelerator, run.accelerator.device
-            )
-            self.plan.start(self.progress.place)
+            self._resume(run.resume_from)
         started = time.monotonic()
         first = self.progress.step
         if run.settings.auto_batch and first < self.steps:
@@ -100,6 +97,15 @@ class _Fit:
         best = (progress.best_step, progress.best_value, run.best_metric)
         early = progress.step < self.steps
         return FitResult(progress.step, *best, seconds, self.items, early, self.tuning.size, self.step.nonfinite.total)
+
+    def _resume(self, path: Path) -> None:
+        accelerator, engine = self.run.accelerator, self.engine
+        if accelerator.is_main_process:
+            checkpoint.restore_best(path, self.run.folder)
+        self.progress = checkpoint.load_checkpoint(
+            path, engine.trainee, engine.optimizer, accelerator, accelerator.device
+        )
+        self.plan.start(self.progress.place)
 
     def _fit_memory(self, step: int) -> None:
         wanted = self.step.micro_batch_size

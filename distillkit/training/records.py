@@ -26,19 +26,18 @@ class Records:
         self.started = time.monotonic()
 
     def rewind(self, step: int) -> None:
-        """Drop the events after a step, which a resumed run will write again; and a line cut off by a crash."""
+        """Drop the events after a step, which a resumed run will write again; and lines that are no events."""
         if not self.accelerator.is_main_process or not self.path.exists():
             return
         kept = []
-        for line in self.path.read_text(encoding="utf-8").splitlines():
+        for line in self.path.read_bytes().splitlines():
             try:
-                event = json.loads(line)
-            except json.JSONDecodeError:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + b"\n")
+            except (ValueError, KeyError, TypeError):
                 continue
-            if event["step"] <= step:
-                kept.append(line)
         beside = self.path.with_suffix(".partial")
-        beside.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        beside.write_bytes(b"".join(kept))
         beside.replace(self.path)
 
     def write(self, event: str, step: int, values: dict[str, Any]) -> None:

@@ -19,7 +19,8 @@ from accelerate import Accelerator
 from safetensors.torch import save_file
 from torch import distributed, nn
 
-from distillkit.training.checkpoint import MANIFEST, Progress, checkpoints, checksum, random_state, step_of
+from distillkit.data.sealed import checksum, sealed
+from distillkit.training.checkpoint import MANIFEST, Progress, checkpoints, keep_best, random_state, step_of
 from distillkit.training.sharding import is_sharded
 from distillkit.training.states import (
     SHARDS,
@@ -94,12 +95,13 @@ class Writer:
         own = host_copies(own, self.background)
         sharded, main = is_sharded(trainee), accelerator.is_main_process
         state = json.dumps(self._state(optimizer, progress, digest)) if main else None
+        best = keep_best(self.folder, beside) if main and progress.best_step is not None else []
         weights = host_copies(weights_of(trainee), self.background) if sharded or main else {}
         moments = host_copies(optimizer_tensors(trainee, optimizer), self.background) if sharded or main else {}
         group = self._own_group() if sharded and self.background else None
 
         def work() -> None:
-            files = [f"process-{rank}.safetensors"]
+            files = [f"process-{rank}.safetensors", *best]
             save_file(own, beside / files[0])
             if sharded:
                 write_shards(beside, weights | moments, group)
@@ -146,7 +148,7 @@ class Writer:
         sums = {name: value for path in lists for name, value in json.loads(path.read_text()).items()}
         for path in lists:
             path.unlink()
-        (beside / MANIFEST).write_text(json.dumps(dict(sorted(sums.items())), indent=1), encoding="utf-8")
+        (beside / MANIFEST).write_text(json.dumps(sealed(dict(sorted(sums.items()))), indent=1), encoding="utf-8")
         shutil.rmtree(target, ignore_errors=True)
         beside.rename(target)
         earlier = [path for path in checkpoints(self.folder) if step_of(path) <= step_of(target)]

@@ -22,7 +22,7 @@ from distillkit.schema import Config
 from tests.faults.victim import WRITES, in_a_fork
 from tests.tiny import classifier, data_files, language_model
 
-KILLS = 10  # of each kind of run
+KILLS = int(os.environ.get("DISTILLKIT_KILLS", "10"))  # of each kind of run
 GENERATORS: dict[str, dict[str, Any]] = {
     "labels": {"_target_": "distillkit.generation.soft_labels.SoftLabels", "batch_size": 3, "shard_rows": 8},
     "store": {"_target_": "distillkit.generation.teacher_store.TeacherStore", "batch_size": 3, "shard_rows": 8},
@@ -89,7 +89,7 @@ def main(folder: Path) -> None:
     for kind in GENERATORS:
         assert in_a_fork(lambda of=kind: run(folder, of, folder / f"{of}-whole")) == 0
         moments = int((folder / f"{kind}-moments").read_text())
-        for trial, number in enumerate(sorted(random.Random(0).sample(range(1, moments + 1), KILLS))):
+        for trial, number in enumerate(sorted(random.Random(0).sample(range(1, moments + 1), min(KILLS, moments)))):
             output = folder / f"{kind}-killed-{trial}"
             killed = in_a_fork(lambda of=kind, to=output, at=number: run(folder, of, to, at))
             kept = sorted(path.name for path in output.glob("*/part-*") if path.suffix == ".json")

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.compress_victim import KILLS
+
 ROOT = Path(__file__).resolve().parents[2]
 VARIANTS = ["layers", "prune", "retrain", "vocabulary"]
 
@@ -17,7 +19,7 @@ VARIANTS = ["layers", "prune", "retrain", "vocabulary"]
 def trials(tmp_path_factory) -> tuple[Path, list[dict]]:
     folder = tmp_path_factory.mktemp("killed")
     command = [sys.executable, "-m", "tests.faults.compress_victim", str(folder)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300 + 60 * KILLS, check=False)
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stdout.splitlines() if line.startswith("TRIAL ")]
     return folder, [json.loads(line.removeprefix("TRIAL ")) for line in lines]
@@ -25,7 +27,7 @@ def trials(tmp_path_factory) -> tuple[Path, list[dict]]:
 
 def test_every_run_was_really_killed_and_then_finished(trials):
     _, results = trials
-    assert len(results) == 6
+    assert len(results) == KILLS + 2
     for trial in results:
         assert trial["codes"] == [-9, 0], trial
 

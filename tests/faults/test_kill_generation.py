@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from distillkit.reporting.files import read_report
+from tests.faults.generating import KILLS
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("generated", "pseudo", "teacher-store")
@@ -19,7 +20,7 @@ FOLDERS = ("generated", "pseudo", "teacher-store")
 def trials(tmp_path_factory) -> tuple[Path, list[dict]]:
     folder = tmp_path_factory.mktemp("killed")
     command = [sys.executable, "-m", "tests.faults.generating", str(folder)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300 + 60 * KILLS, check=False)
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stdout.splitlines() if line.startswith("TRIAL ")]
     return folder, [json.loads(line.removeprefix("TRIAL ")) for line in lines]
@@ -33,7 +34,7 @@ def files(output: Path) -> dict[str, bytes]:
 
 def test_every_run_was_really_killed_and_then_finished(trials):
     _, results = trials
-    assert len(results) == 20
+    assert len(results) >= 20
     for trial in results:
         assert trial["codes"] == [-9, 0], trial
     assert {len(trial["kept"]) for trial in results} >= {0, 5}  # before the first shard, and after the last

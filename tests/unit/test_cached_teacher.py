@@ -11,6 +11,7 @@ from tokenizers.processors import TemplateProcessing
 
 from distillkit.cache.dense import Dense
 from distillkit.cache.sparse import Sampled, TopK, TopKSampled
+from distillkit.cache.store import seal
 from distillkit.commands import eval as evaluation
 from distillkit.commands import train
 from distillkit.commands.stored_outputs import FOLDER
@@ -222,7 +223,7 @@ def test_rows_that_are_no_example_are_compared_when_they_are_encoded(language, t
     path = store(language, tmp_path)
     about = json.loads((path / "store.json").read_text())
     about["encoded"]["fingerprint"] = "another"
-    (path / "store.json").write_text(json.dumps(about))
+    seal(path, about)
     with pytest.raises(UserError, match="encoded in another way"):
         train.main(from_store(language, tmp_path, path))
 
@@ -256,7 +257,7 @@ def test_stores_of_other_classes_do_not_mix(classes, tmp_path):
     one, other = store(classes, tmp_path), store(classes, tmp_path, name="other")
     about = json.loads((other / "store.json").read_text())
     about["labels"] = ["x", "y"]
-    (other / "store.json").write_text(json.dumps(about))
+    seal(other, about)
     with pytest.raises(UserError, match=r"^teacher\.path\.1: .* has other class names than"):
         train.main(from_store(classes, tmp_path, one, other))
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from distillkit.data.sealed import checksum, unsealed
 from distillkit.errors import UserError
 from distillkit.training import checkpoint
 from distillkit.training.checkpoint import (
@@ -18,9 +19,10 @@ from distillkit.training.checkpoint import (
     load_checkpoint,
     newest_checkpoint,
 )
+from distillkit.training.loop import fit
 from distillkit.training.stopping import Patience
 from distillkit.training.writer import Writer
-from tests.tiny import accelerator
+from tests.tiny import accelerator, classifier, encoded, training
 
 FILES = ["manifest.json", "optimizer.safetensors", "process-0.safetensors", "state.json", "weights.safetensors"]
 
@@ -107,6 +109,13 @@ def test_the_newest_are_kept(tmp_path):
     assert newest_checkpoint(tmp_path) == (tmp_path / "step-000012", [])
 
 
+def test_folders_of_other_names_are_no_checkpoints(tmp_path):
+    save(tmp_path, 3)
+    for name in ("step-000006-mine", "step-last", "steps"):
+        shutil.copytree(tmp_path / "step-000003", tmp_path / name)
+    assert newest_checkpoint(tmp_path) == (tmp_path / "step-000003", [])
+
+
 def test_more_than_six_digits_stay_in_order(tmp_path):
     for step in (999_999, 1_000_000):
         save(tmp_path, step, keep=1)
@@ -139,6 +148,63 @@ def test_a_damaged_checkpoint_is_passed_over_and_its_file_named(tmp_path, damage
         check_resumable(tmp_path / "step-000006", "this run")
 
 
+def test_every_bit_of_a_manifest_counts(tmp_path):
+    path = save(tmp_path, 3) / "manifest.json"
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        content = bytearray(whole)
+        content[place] ^= 1 << place % 8
+        path.write_bytes(content)
+        assert checkpoint.find_damage(path.parent) is not None, content
+
+
+def test_a_manifest_without_a_checksum_is_one_of_an_older_version(tmp_path):
+    path = save(tmp_path, 3)
+    older = {"state.json": checksum(path / "state.json")}
+    (path / "manifest.json").write_text(json.dumps(older))
+    assert newest_checkpoint(tmp_path) == (path, [])
+
+
+def test_the_best_weights_go_back_with_the_run(tmp_path):
+    """A run that was killed after a better evaluation than its checkpoint knows, or that goes on elsewhere."""
+    module, _ = make()
+    checkpoint.save_weights(module, tmp_path / "best.safetensors")
+    before = (tmp_path / "best.safetensors").read_bytes()
+    path = save(tmp_path, 3)
+    assert sorted(file.name for file in path.iterdir()) == ["best.safetensors", *FILES]
+    checkpoint.save_weights(make(seed=1)[0], tmp_path / "best.safetensors")
+    assert (tmp_path / "best.safetensors").read_bytes() != before
+    for folder in (tmp_path, tmp_path / "elsewhere"):
+        checkpoint.restore_best(path, folder)
+        assert (folder / "best.safetensors").read_bytes() == before
+    checkpoint.save_weights(make(seed=2)[0], tmp_path / "best.safetensors")
+    assert checkpoint.find_damage(path) is None
+
+
+def test_a_run_that_goes_on_in_another_folder_ends_with_its_best_weights(tmp_path):
+    data, ended = encoded(tmp_path / "data", classifier().task), []
+    for name, losses, begin in (("whole", [1, 2, 3], None), ("elsewhere", [2, 3], "whole/checkpoints/step-000003")):
+        student, told = classifier(), iter(losses)
+        run = training(
+            tmp_path / name, student, classifier(seed=7), data, max_steps=6, evaluate_every=2, checkpoint_every=3
+        )
+        run.evaluate, run.best_metric = lambda _, told=told: {"loss": next(told)}, "loss"
+        run.resume_from = None if begin is None else tmp_path / begin
+        assert fit(run).best_step == 2
+        ended.append(student.model.state_dict())
+    assert all(torch.equal(weight, ended[1][name]) for name, weight in ended[0].items())
+
+
+def test_the_best_weights_are_copied_where_there_are_no_links(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(1, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    checkpoint.save_weights(make()[0], tmp_path / "best.safetensors")
+    path = save(tmp_path, 3)
+    assert (path / "best.safetensors").read_bytes() == (tmp_path / "best.safetensors").read_bytes()
+
+
 def test_an_empty_manifest_vouches_for_nothing(tmp_path):
     path = save(tmp_path, 3)
     (path / "manifest.json").write_text("{}")
@@ -169,7 +235,7 @@ def test_what_an_interrupted_save_left_is_ignored_and_cleaned(tmp_path):
     assert newest_checkpoint(tmp_path) == (None, [])
     path = save(tmp_path, 3)
     assert [entry.name for entry in tmp_path.iterdir()] == ["step-000003"]
-    assert ["manifest.json", *json.loads((path / "manifest.json").read_text())] == FILES
+    assert ["manifest.json", *unsealed((path / "manifest.json").read_bytes())] == FILES
 
 
 def test_what_the_writing_in_the_background_met_is_raised_later(tmp_path, monkeypatch):

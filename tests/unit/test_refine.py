@@ -12,8 +12,10 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from distillkit.data.described import DESCRIPTION
 from distillkit.data.files import FileDataset
 from distillkit.data.rows import Rows
+from distillkit.data.sealed import unsealed
 from distillkit.errors import UserError
 from distillkit.generation import refine as module
 from distillkit.generation.filters.base import Filter, Given
@@ -25,7 +27,7 @@ from distillkit.generation.filters.length import Length
 from distillkit.generation.filters.near_duplicates import NearDuplicates
 from distillkit.generation.filters.scores import LogProbability
 from distillkit.generation.refine import Refined, refine
-from distillkit.generation.writer import DESCRIPTION, to_table
+from distillkit.generation.writer import to_table
 
 NOTHING = Given(Rows("data", {}))
 
@@ -92,7 +94,8 @@ def test_rows_pass_through_the_filters_in_order_and_are_counted(tmp_path):
     assert found.rejected["finished"] == 80
     assert found.rejected["empty"] == len([row for row in rows if row["finished"] and not row["completion"]])
     assert found.generated == found.kept + sum(found.rejected.values()) == 400
-    described = json.loads((tmp_path / "pseudo" / DESCRIPTION).read_text())
+    described = unsealed((tmp_path / "pseudo" / DESCRIPTION).read_bytes())
+    assert list(described.pop("files")) == ["part-00000.parquet"]
     assert described == {"teacher": "t", **found.counts()}
     assert found.shown == expected(rows)[:5]
 

@@ -193,7 +193,7 @@ def test_a_store_describes_itself(tmp_path, texts):
     live = language_model()
     make_store(tmp_path, live, texts, codec=TopK(k=4))
     about = json.loads((tmp_path / FOLDER / "store.json").read_text())
-    assert (about["format"], about["version"]) == ("distillkit teacher store", 1)
+    assert (about["format"], about["version"]) == ("distillkit teacher store", 2)
     assert about["task"] == {"name": "causal_lm", "settings": about["task"]["settings"]}
     assert about["task"]["settings"]["max_length"] == 32
     assert about["encoded"]["longest"] <= 32
@@ -236,7 +236,7 @@ def test_a_store_that_is_not_whole_is_refused_when_it_is_opened(tmp_path, labell
     elif harm == "gone":
         shard.unlink()
     elif harm == "version":
-        description.write_text(description.read_text().replace('"version": 1', '"version": 2'))
+        description.write_text(description.read_text().replace('"version": 2', '"version": 3'))
     elif harm == "json":
         description.write_text(description.read_text()[:100])
     elif harm == "unfinished":
