@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import sys
 from argparse import Namespace
@@ -64,6 +66,7 @@ def main(command: str, name: str, folders: list[Path], arguments: list[str], own
     Raises:
         UserError: The config cannot be composed.
     """
+    atexit.register(gc.freeze)  # or Python looks at every object of torch once more as it ends, which takes a second
     flags = check_flags(arguments)
     first = len(arguments) - len(flags.overrides)
     prepare(folders)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from decimal import Decimal
 from enum import Enum
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -48,7 +49,7 @@ def typed(cfg: DictConfig, command: str) -> Config:
     Raises:
         OmegaConfBaseException: A key is unknown, or a value is missing, of a wrong type, or refers to nothing.
     """
-    checked = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.to_container(cfg, resolve=False))
+    checked = OmegaConf.merge(_schema(), OmegaConf.to_container(cfg, resolve=False))
     return _to_config(checked, [*ALWAYS, *DECIDES.get(command, ())])
 
 
@@ -98,9 +99,15 @@ def leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
         yield key, value
 
 
+@cache
+def _schema() -> Any:
+    """Return the typed config without values; merging copies it."""
+    return OmegaConf.structured(Config)
+
+
 def _to_config(cfg: Any, keys: list[str]) -> Config:
     resolved = {key: _resolved(cfg[key]) for key in keys}
-    return cast(Config, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), _escape(resolved))))
+    return cast(Config, OmegaConf.to_object(OmegaConf.merge(_schema(), _escape(resolved))))
 
 
 def _resolved(value: Any) -> Any:

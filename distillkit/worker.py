@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import gc
 import os
 import sys
 import traceback
@@ -40,4 +42,5 @@ def main(command: str, frozen: Path) -> int:
 
 
 if __name__ == "__main__":
+    atexit.register(gc.freeze)  # as in app.main
     sys.exit(main(sys.argv[1], Path(sys.argv[2])))

@@ -168,7 +168,7 @@ def command(folder: Path) -> Config:
         )
     )
     LiveModel(model, ByteLevelBPE(258).train([]), SequenceClassification(max_length=32)).save(folder / "start")
-    config = Config(name="tiny", output_dir=str(folder / "out"), evaluate=EvaluateSettings(speed=False))
+    config = Config(name="tiny", output_dir=str(folder / "out"), evaluate=EvaluateSettings(speed=False, resamples=100))
     config.task = {"_target_": "distillkit.tasks.sequence_classification.SequenceClassification", "max_length": 32}
     config.dataset = {
         "_target_": "distillkit.data.files.FileDataset",

@@ -1,20 +1,23 @@
 """Command lines in processes of their own, which cost no import: `python -m tests.nursery` forks them.
 
 It imports everything once, and reads requests as JSON lines from its standard input:
-{"argv": …, "cwd": …, "printed": …, "most": …} starts a process and is answered with its id; {"wait": id, "block": …}
-is answered with its exit code, or null while it runs.
+{"argv": …, "cwd": …, "printed": …, "most": …, "env": …} starts a process and is answered with its id;
+{"wait": id, "block": …} is answered with its exit code, or null while it runs.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,7 @@ class Nursery:
         env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         command, pipe = [sys.executable, "-m", "tests.nursery"], subprocess.PIPE
         self.process = subprocess.Popen(command, cwd=ROOT, env=env, stdin=pipe, stdout=pipe, text=True)
+        self.numbers = count()
 
     def __enter__(self) -> Nursery:
         return self
@@ -44,10 +48,20 @@ class Nursery:
         self.process.stdin.flush()
         return json.loads(self.process.stdout.readline())
 
-    def start(self, argv: list[str], cwd: Path, most: int | None = None) -> Child:
+    def start(self, argv: list[str], cwd: Path, most: int | None = None, **env: str) -> Child:
         """Run `distillkit ARGV` in a folder, where no file may grow beyond `most` bytes."""
-        printed = cwd / f"printed-{len(list(cwd.glob('printed-*.out')))}"
-        return Child(self, self.ask(argv=argv, cwd=str(cwd), printed=str(printed), most=most), printed)
+        printed = cwd / f"printed-{next(self.numbers)}"
+        return Child(self, self.ask(argv=argv, cwd=str(cwd), printed=str(printed), most=most, env=env), printed)
+
+    def group(self, argv: list[str], cwd: Path, processes: int) -> list[Child]:
+        """Run `distillkit ARGV` in several processes that meet over gloo, as torchrun would start them."""
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = str(free.getsockname()[1])
+        meeting = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+        meeting["ACCELERATE_USE_CPU"] = "true"
+        ranks = map(str, range(processes))
+        return [self.start(argv, cwd, RANK=rank, LOCAL_RANK=rank, **meeting) for rank in ranks]
 
 
 @dataclass
@@ -74,12 +88,13 @@ class Child:
         return self.printed.with_suffix(".err").read_text()
 
 
-def become(argv: list[str], cwd: str, printed: str, most: int | None) -> int:
+def become(argv: list[str], cwd: str, printed: str, most: int | None, env: dict[str, str]) -> int:
     """Be a process that a shell has just started, and return its exit code."""
     from distillkit import cli
 
     os.setsid()
     os.chdir(cwd)
+    os.environ |= env
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     for stream, ending in ((1, "out"), (2, "err")):
         os.dup2(os.open(f"{printed}.{ending}", os.O_WRONLY | os.O_CREAT), stream)
@@ -93,6 +108,7 @@ def serve() -> int:
     """Answer requests until the input ends; a forked process ends with its own exit code."""
     for module in ("distillkit.app", "distillkit.commands.train", "tests.tiny"):
         import_module(module)
+    gc.freeze()  # a process that ends would look at every object of what was imported: more than a second
     ended: dict[int, int] = {}
     for line in sys.stdin:
         request = json.loads(line)

@@ -25,7 +25,7 @@ COMPRESS = [
     "compress=prune",
     "compress.model=trained",
     "evaluate.speed=false",
-    "evaluate.resamples=100",
+    "evaluate.resamples=0",
 ]
 COMPRESS += ["teacher=live", "teacher.path=trained", "loss=kd"]
 TEXT = ["task=causal_lm", "dataset.columns.label=null", "student.path=writer"]

@@ -5,6 +5,7 @@ One process imports everything and forks the processes of each group. What a gro
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import sys
@@ -234,6 +235,7 @@ def group(processes: int, folder: Path, begin: Path | None = None) -> None:
 
 def main(folder: Path) -> None:
     """Let the groups run one after the other, each from a checkpoint that the one before left."""
+    gc.freeze()  # what was imported stays shared by all processes
     group(1, folder / "1")
     group(2, folder / "2", folder / "1/chain/checkpoints/step-000002")
     group(4, folder / "4", folder / "2/chain/checkpoints/step-000004")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,10 +9,10 @@ import torch
 from safetensors.torch import load_file
 
 from distillkit.reporting.files import read_report
-from tests.terminal import distillkit
+from tests.distributed.test_two_processes import train_together
+from tests.nursery import Nursery
 from tests.tiny import classifier, data_files, events, save
 
-ROOT = Path(__file__).resolve().parents[2]
 RECIPE = """\
 # Ways to fine-tune, in two processes.
 # distillkit run ways.yaml
@@ -41,7 +39,7 @@ STEPS = {"frozen": 12, "thawing": 12, "adapted": 12, "stopped": 8}
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs(tmp_path_factory: pytest.TempPathFactory, nursery: Nursery) -> Path:
     """The recipe, run by one process into `ways-1` and by two into `ways-2`."""
     folder = tmp_path_factory.mktemp("ways")
     save(classifier(), folder / "teacher")
@@ -51,14 +49,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(folder)
         for name in ("RANK", "LOCAL_RANK"):
             patch.delenv(name, raising=False)
-        patch.setenv("CUDA_VISIBLE_DEVICES", "")
-        patch.setenv("OMP_NUM_THREADS", "1")
-        patch.setenv("PYTHONPATH", str(ROOT))
-        assert distillkit("run", "ways.yaml", "output_dir=ways-1").code == 0
-        script = ["torch.distributed.run", "--nproc-per-node", "2", "-m", "distillkit", "run", "ways.yaml"]
-        words = [sys.executable, "-m", *script, "output_dir=ways-2"]
-        done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
-        assert done.returncode == 0, done.stderr
+        train_together(nursery, folder, ["run", "ways.yaml"], "ways")
     return folder
 
 

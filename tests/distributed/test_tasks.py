@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.test_two_processes import ROOT
-from tests.terminal import distillkit
+from tests.distributed.test_two_processes import train_together
+from tests.nursery import Nursery
 from tests.tiny import data_files, events, language_model, save
 from tests.unit.test_masked_lm import masked_model
 
@@ -23,18 +23,13 @@ SETTINGS = [
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_two_processes_do_as_one(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_processes_do_as_one(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nursery: Nursery) -> None:
     monkeypatch.chdir(tmp_path)
-    for name, value in (("CUDA_VISIBLE_DEVICES", ""), ("OMP_NUM_THREADS", "1"), ("PYTHONPATH", str(ROOT))):
-        monkeypatch.setenv(name, value)
     save(masked_model(), tmp_path / "masked")
     save(language_model(), tmp_path / "causal")
     data = [f"dataset.{split}=data/{split}.jsonl" for split in data_files(tmp_path / "data", 36) if split != "test"]
-    for processes in (1, 2):
-        launch = f"launch.num_processes={processes}"
-        result = distillkit("train", *data, *CASES[case], *SETTINGS, launch, f"output_dir={processes}", "name=same")
-        assert result.code == 0, result.err
-    one, two = events(Path("1")), events(Path("2"))
+    train_together(nursery, tmp_path, ["train", *data, *CASES[case], *SETTINGS, "name=same"], "run")
+    one, two = events(Path("run-1")), events(Path("run-2"))
     assert len(one) == 8
     for ours, theirs in zip(one, two, strict=True):
         assert ours.get("items") == theirs.get("items")

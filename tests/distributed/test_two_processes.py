@@ -10,6 +10,7 @@ import pytest
 from safetensors.torch import load_file
 
 from distillkit.reporting.files import read_report
+from tests.nursery import Nursery
 from tests.terminal import Outcome, distillkit
 from tests.tiny import classifier, data_files, events, language_model, save
 
@@ -43,7 +44,7 @@ task: {max_length: 32}
 dataset: {train: data/train.jsonl, validation: data/validation.jsonl, columns: {label: null}}
 teacher: {path: language_model}
 generate: {temperature: 0.0, max_new_tokens: 8, prompt_tokens: 4, backend: {batch_size: 5}, shard_rows: 5}
-evaluate: {speed: false, batch_size: 3}
+evaluate: {speed: false, batch_size: 3, resamples: 100}
 stages:
   train: {command: train}
   other: {command: train, set: {train: {seed: 1, epochs: 1}}}
@@ -121,6 +122,13 @@ def train(processes: int, output: str, *more: str) -> Outcome:
     return distillkit("train", *data, *SETTINGS, *own, *deadly, *more)
 
 
+def train_together(nursery: Nursery, folder: Path, argv: list[str], output: str) -> None:
+    """Run the same training in one process and in two, into the folders OUTPUT-1 and OUTPUT-2."""
+    assert distillkit(*argv, f"output_dir={output}-1").code == 0
+    children = nursery.group([*argv, f"output_dir={output}-2"], folder, 2)
+    assert [child.wait() for child in children] == [0, 0], [child.err for child in children]
+
+
 def check_training(one: Path, two: Path, start: Path) -> None:
     expected, found = events(one), events(two)
     assert [event["step"] for event in expected if event["event"] == "train"] == list(range(1, 13))
@@ -174,28 +182,24 @@ def test_shards_go_on_by_themselves_after_a_process_died(
 
 
 @pytest.mark.parametrize("loss", ["tinybert", "minilmv2"])
-def test_what_happens_inside_is_learned_the_same(bench: Path, loss: str) -> None:
+def test_what_happens_inside_is_learned_the_same(bench: Path, nursery: Nursery, loss: str) -> None:
     """With projectors that both processes train; with weights of the student that no loss reaches."""
     narrow = ["student=from_config", "+student.config.hidden_size=8", "+student.config.num_hidden_layers=1"]
     heads = ["loss.terms.relations.loss.heads=2"] if loss == "minilmv2" else []
     data = ["dataset.train=data/train.jsonl", "task.max_length=32", "teacher.path=classifier"]
-    for processes in (1, 2):
-        own = [f"loss={loss}", *heads, f"output_dir={loss}-{processes}", f"launch.num_processes={processes}"]
-        settings = [word for word in SETTINGS if not word.startswith(("student", "loss"))]
-        assert distillkit("train", *data, *settings, *narrow, *own).code == 0
+    settings = [word for word in SETTINGS if not word.startswith(("student", "loss"))]
+    train_together(nursery, bench, ["train", *data, *settings, *narrow, f"loss={loss}", *heads], loss)
     one, two = (events(bench / f"{loss}-{processes}") for processes in (1, 2))
     assert one[-1]["loss"] < one[0]["loss"]
     for ours, theirs in zip(two, one, strict=True):
         assert ours["terms"] == pytest.approx(theirs["terms"], rel=1e-5, abs=1e-6)
 
 
-def test_a_stream_is_shared(bench: Path) -> None:
+def test_a_stream_is_shared(bench: Path, nursery: Nursery) -> None:
     """Windows of 16, 16 and 4 rows in batches of 7, so that the last ones of a window hold 2 and 4."""
     data = ["dataset.train=data/train.jsonl", "dataset.validation=data/validation.jsonl", "task.max_length=32"]
     stream = ["dataset.streaming=true", "dataset.window=16", "dataset.labels=[bad,good]", "train.max_steps=12"]
-    for processes in (1, 2):
-        own = ["teacher.path=classifier", f"output_dir=stream-{processes}", f"launch.num_processes={processes}"]
-        assert distillkit("train", *data, *stream, *SETTINGS, *own).code == 0
+    train_together(nursery, bench, ["train", *data, *stream, *SETTINGS, "teacher.path=classifier"], "stream")
     check_training(bench / "stream-1", bench / "stream-2", bench / "classifier")
     assert events(bench / "stream-1")[-2]["epoch"] == 1.0
 

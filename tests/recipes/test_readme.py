@@ -32,9 +32,9 @@ INLINE = {  # commands between the lines, and what sees to them
 SHORT = {
     "train": ["train.max_steps=2", "train.learning_rate=0.01"],
     "generate-pseudo": [],
-    "compress": ["compress.steps.retrain.train.max_steps=2", "evaluate.speed=false", "evaluate.resamples=100"],
+    "compress": ["compress.steps.retrain.train.max_steps=2", "evaluate.speed=false", "evaluate.resamples=0"],
     "eval": ["evaluate.speed_rounds=1", "evaluate.resamples=100"],
-    "run": ["train.max_steps=2", "evaluate.speed=false", "evaluate.resamples=100", "compress.check_reload=false"],
+    "run": ["train.max_steps=2", "evaluate.speed=false", "evaluate.resamples=0", "compress.check_reload=false"],
     "recipes": [],
     "doctor": [],
 }
