@@ -49,7 +49,7 @@ class Setting:
     teacher_rate: float = 1e-4
     variants: int = 6
     epochs: float = 2
-    rates: tuple[float, ...] = (1e-4, 2e-4, 4e-4)
+    rates: tuple[float, ...] = (2e-4, 4e-4)
 
     @property
     def alone_epochs(self) -> float:
@@ -58,8 +58,8 @@ class Setting:
 
 
 SETTINGS = {
-    "tweet_emotion": Setting(6),
-    "banking77": Setting(8, 2e-4),
+    "tweet_emotion": Setting(6, variants=8, epochs=3),
+    "banking77": Setting(8, 2e-4, variants=3),
     "sst2": Setting(2, variants=1, epochs=1.5),
 }
 
@@ -180,8 +180,9 @@ def main() -> None:
             for size, judge in (("eighth", runs.eighth), ("half", runs.half)):
                 if size in options.sizes:
                     keep(name, setting, size, judge(seed))
-    for path in sorted(KEPT.glob("*.json")):
-        show(json.loads(path.read_text(encoding="utf-8")))
+    for name in SETTINGS:
+        if (KEPT / f"{name}.json").exists():
+            show(json.loads((KEPT / f"{name}.json").read_text(encoding="utf-8")))
 
 
 def parse() -> argparse.Namespace:
