@@ -188,14 +188,18 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sets", nargs="*", choices=list(SETTINGS), help="what to train; none: only show what is kept")
+    parser.add_argument("sets", nargs="*", metavar="SET", help="what to train; none: only show what is kept")
     parser.add_argument("--data", type=Path, default=Path("data"))
     parser.add_argument("--base", type=Path, default=Path("base"))
     parser.add_argument("--folder", type=Path, default=Path("outputs/results"))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--sizes", nargs="+", choices=["half", "eighth"], default=["half", "eighth"])
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="an override of every command")
-    return parser.parse_args()
+    options = parser.parse_args()
+    for name in options.sets:
+        if name not in SETTINGS:
+            parser.error(f"no set '{name}'; choose of {', '.join(SETTINGS)}")
+    return options
 
 
 def keep(name: str, setting: Setting, size: str, result: dict[str, Any]) -> None:

@@ -93,12 +93,15 @@ class Runs:
 def main() -> None:
     """Train what is missing, keep the figures, show the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sets", nargs="*", choices=SETS, help="what to train; none: only show what is kept")
+    parser.add_argument("sets", nargs="*", metavar="SET", help="what to train; none: only show what is kept")
     parser.add_argument("--data", type=Path, default=Path("data"))
     parser.add_argument("--folder", type=Path, default=Path("outputs/results"))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="an override of every command")
     options = parser.parse_args()
+    for name in options.sets:
+        if name not in SETS:
+            parser.error(f"no set '{name}'; choose of {', '.join(SETS)}")
     KEPT.mkdir(exist_ok=True)
     for name in options.sets:
         runs = Runs(name, options.data.resolve(), options.folder.resolve(), tuple(options.set))
