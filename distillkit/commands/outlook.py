@@ -89,7 +89,7 @@ def _estimate(config: Config, outlines: Outlines, loaded: dict[str, Data]) -> Es
 def _teacher(plan: Plan, data: Data, outlines: Outlines) -> LiveModel | None:
     """Outline the teacher, if it is asked or the student is made of it."""
     teacher = plan.teacher
-    if isinstance(teacher, CachedTeacher) and plan.student.needs_teacher:
+    if isinstance(teacher, CachedTeacher | RecordedTeacher) and plan.student.needs_teacher:
         return outlines.teacher(LiveTeacher(*teacher.origin), plan.task, data.labels)
     return outlines.teacher(teacher, plan.task, data.labels) if isinstance(teacher, LiveTeacher) else None
 

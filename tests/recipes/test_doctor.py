@@ -16,7 +16,16 @@ from .test_recipes import SMOKE, short_sources  # noqa: F401
 
 SPEED = Speed({"no": 1e11, "bf16": 2e11, "fp16": 1e9}, 1e10, 1e-5, {"math": 1.0}, Compilation(True, 9.0))
 ONE = ["train.batch_size=64", "train.micro_batch_size=null"]  # all rows are one batch, the longest and the typical one
-WAITING = {"answers", "augment", "server", "soft_labels", "store", "summarise_sequences", "translate_sequences"}
+WAITING = {
+    "answers",
+    "augment",
+    "eighth",
+    "server",
+    "soft_labels",
+    "store",
+    "summarise_sequences",
+    "translate_sequences",
+}
 
 
 @pytest.mark.parametrize("recipe", SMOKE)
