@@ -104,9 +104,10 @@ class AskedForLabels:
         answers: list[Any] = [None] * (last - first)
         scores: list[list[float]] = [[]] * (last - first)
         for batch in by_length(self.data.lengths[first:last], self.generator.batch_size):
-            logits = self.teacher(self.data.batch(first + batch).to(self.teacher.device)).logits
+            asked = np.resize(batch, max(len(batch), 2))  # the last bit of a product of one row depends on its address
+            logits = self.teacher(self.data.batch(first + asked).to(self.teacher.device)).logits
             assert logits is not None
-            values = logits.rows(0, len(logits)).float().cpu()
+            values = logits.rows(0, len(batch)).float().cpu()
             for index, answer, row in zip(
                 batch, task.decide(values, self.teacher.labels), values.tolist(), strict=True
             ):

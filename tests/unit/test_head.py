@@ -133,7 +133,8 @@ def test_head_logits_are_the_models_own(name, size):
         own = model(**inputs).logits
     assert isinstance(logits, HeadLogits)
     torch.testing.assert_close(logits.rows(0, len(logits)), own[counted], rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(model(**inputs).logits, own)
+    with torch.no_grad():  # with gradients, some processors multiply in another order
+        torch.testing.assert_close(model(**inputs).logits, own, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(
