@@ -22,7 +22,7 @@ from distillkit.tasks.base import Row, Task
 
 TEXTS = ("text", "text_pair")
 ANSWERS = ("label", "labels", "score")
-HOW = {True: "replace", False: "keep"}  # whether there are hard labels → what SoftLabels does about them
+HOW = {True: "fill", False: "keep"}  # whether there are hard labels → what SoftLabels does about them
 
 
 class Made(Protocol):

@@ -96,6 +96,10 @@ def test_originals_keep_their_labels_and_are_enough_to_train_on(tmp_path, source
     assert [row["text"] for row in found if row["label"] is not None] == TEXTS
     assert [row["label"] for row in found if row["label"] is not None] == [LABELS[i % 2] for i in range(len(TEXTS))]
     assert all(len(row["teacher_logits"]) == len(LABELS) for row in found)
+    labelled = ask(NewInputs(Perturbation(variants=3, mask=0.3), originals=True, hard_labels=True), teacher, source)
+    kept = [row["label"] for row in labelled if row["text"] in TEXTS]
+    assert kept == [LABELS[i % 2] for i in range(len(TEXTS))]
+    assert all(row["label"] in LABELS for row in labelled)
     without = ask(NewInputs(Perturbation(variants=3, mask=0.3)), teacher, source)
     assert [row["text"] for row in found if row["label"] is None] == [row["text"] for row in without]
 

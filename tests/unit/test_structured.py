@@ -176,8 +176,9 @@ def test_heads_that_nothing_reads_go_and_the_rest_loads(name, tmp_path):
     small = applied(DropHeads(1), live, tmp_path)
     config = small.model.config
     assert (config.num_attention_heads, config.num_key_value_heads, config.head_dim) == (2, 1, 4)
-    torch.testing.assert_close(logits(small), logits(live), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(logits(reloaded(small, tmp_path)), logits(small), rtol=0, atol=1e-6)
+    small.model.double(), live.model.double()  # so that rounding does not decide
+    torch.testing.assert_close(logits(small), logits(live), rtol=0, atol=1e-5)
 
 
 def test_padding_does_not_count(tmp_path):
